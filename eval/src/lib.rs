@@ -1,0 +1,11 @@
+//! The evaluation harness: it trains, calibrates and evaluates with the code that serves.
+//!
+//! Each command of `sluice-eval` is one module with an `Args` and a `run`; the binary only dispatches.
+
+pub mod actions;
+pub mod classifier;
+pub mod dataset;
+pub mod evaluate;
+pub mod metrics;
+pub mod risk;
+pub mod simulate;

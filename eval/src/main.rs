@@ -1,0 +1,3 @@
+//! `sluice-eval`: see `sluice-eval --help`.
+
+fn main() {}

@@ -1,0 +1,253 @@
+//! **Read this first.** The way of one exception, top to bottom: [`Pipeline::decide`] and, inside it, [`Pipeline::classify`].
+//!
+//! Everything else in the crate serves these two functions. They refuse metrics code (callers time what [`Timings`] carries) and
+//! branching by model kind (rooms hide that). From here go to the room that interests you, in the order of the calls.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::batching;
+use crate::bundle::{BundleIdentity, Models};
+use crate::classifier::Classification;
+use crate::error::Error;
+use crate::event::{Content, Event};
+use crate::policy::{Disposition, Gate, Policy, PolicyInput, Reason, ReasonCode};
+use crate::recommend::{Precedent, RecommendInput, Recommendation};
+use crate::risk::Risk;
+use crate::store::{NewDecision, Store, StoreError};
+use crate::taxonomy::MANUAL_REVIEW;
+use crate::text;
+
+/// The rooms an exception passes through. Cheap to share behind an `Arc`; every method takes `&self`.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub models: Arc<Models>,
+    pub tokenizer: text::Handle,
+    pub encoder: batching::Handle,
+    pub policy: Policy,
+    pub store: Store,
+}
+
+impl Pipeline {
+    /// Decides one event and records the decision before answering. The same event again gives the same decision.
+    ///
+    /// Only overload and a passed deadline refuse the event; any other failure is answered with a disposition for a person and
+    /// the reason, because an exception that nobody sees is worse than one decided by hand.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where the key was decided with another body, [`Error::Overloaded`], [`Error::DeadlineExceeded`].
+    pub async fn decide(&self, event: Event, deadline: Option<Instant>) -> Result<Decided, Error> {
+        let input_hash = event.input_hash();
+        let store_reason = match self.store.find(&event.key, &input_hash).await {
+            Ok(Some(earlier)) => return Ok(Decided { decision: earlier, timings: Timings::default() }),
+            Ok(None) => None,
+            Err(StoreError::Conflict) => return Err(Error::Conflict),
+            Err(error) => Some(unrecorded(&error)),
+        };
+
+        let facts = &event.content.facts;
+        let (classification, mut timings) = match self.classify(&event.content, deadline).await {
+            Ok(classified) => (Some(classified.classification), classified.timings),
+            Err(refusal @ (Error::Overloaded { .. } | Error::DeadlineExceeded)) => return Err(refusal),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the classifier gave no answer; a person decides");
+                (None, Timings::default())
+            }
+        };
+        let risk = timings.risk(|| self.assess_risk(&event.content));
+
+        let started = Instant::now();
+        let mut recommendations = self.models.recommender.recommend(&RecommendInput {
+            taxonomy: &self.models.taxonomy,
+            classification: classification.as_ref(),
+            facts,
+            risk: risk.as_ref(),
+        });
+        for recommendation in &mut recommendations {
+            let action = self.models.taxonomy.action_by_code(&recommendation.action);
+            recommendation.approver_role = action.and_then(|action| self.policy.approver_role(action, facts, risk.as_ref()));
+        }
+        let action = recommendations.iter().find(|recommendation| recommendation.feasible).map(|best| best.action.clone());
+        let action = action.unwrap_or_else(|| MANUAL_REVIEW.to_owned());
+        let mut verdict = self.policy.evaluate(&PolicyInput {
+            facts,
+            classification: classification.as_ref(),
+            risk: risk.as_ref(),
+            action: self.models.taxonomy.action_by_code(&action),
+            thresholds: &self.models.thresholds,
+        });
+        if let Some(reason) = store_reason {
+            verdict.require_person(reason);
+        }
+        let summary = self.models.recommender.summary(&event.content, classification.as_ref(), risk.as_ref());
+        timings.policy = started.elapsed();
+
+        let decision = Decision {
+            decision_id: Uuid::now_v7().to_string(),
+            event_id: event.key.id.clone(),
+            tenant: event.key.tenant.clone(),
+            source: event.key.source.clone(),
+            decided_at: OffsetDateTime::now_utc(),
+            disposition: verdict.disposition,
+            action,
+            recommendations,
+            gate: verdict.gate,
+            reason_codes: verdict.reasons,
+            approvers: verdict.approvers,
+            summary,
+            precedents: Vec::new(),
+            classification,
+            risk,
+            policy: PolicyIdentity { version: self.policy.version().to_owned(), rule: verdict.rule },
+            bundle: self.models.identity.clone(),
+            audit: None,
+            replayed: false,
+        };
+        let started = Instant::now();
+        let decision = self.record(event, input_hash, decision).await?;
+        timings.commit = started.elapsed();
+        Ok(Decided { decision, timings })
+    }
+
+    /// Names what blocks the order, from the narrative alone.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] where the encoder queue is full, [`Error::DeadlineExceeded`], [`Error::Unavailable`].
+    pub async fn classify(&self, content: &Content, deadline: Option<Instant>) -> Result<Classified, Error> {
+        let text = text::normalize(&content.narrative);
+        let started = Instant::now();
+        let tokens = self.tokenizer.tokenize(text.clone()).await?;
+        let tokenize = started.elapsed();
+        let encoded = self.encoder.encode(tokens.input_ids, deadline).await?;
+        let classification = self.models.classifier.classify(&text, tokens.count, &encoded.embedding);
+        let timings = Timings { tokenize, queue: encoded.queue, encode: encoded.encode, ..Timings::default() };
+        Ok(Classified { classification, timings })
+    }
+
+    /// What is at stake, from the facts alone; `None` where no risk model answers.
+    pub fn assess_risk(&self, content: &Content) -> Option<Risk> {
+        let model = self.models.risk.as_ref()?;
+        model
+            .score(&content.facts)
+            .inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "the risk model gave no answer"))
+            .ok()
+    }
+
+    /// Records a decision. One that cannot be recorded is answered all the same, but only ever to a person.
+    async fn record(&self, event: Event, input_hash: String, decision: Decision) -> Result<Decision, Error> {
+        let new = NewDecision {
+            event: serde_json::to_value(&event).map_err(|_| Error::Internal { invariant: "a validated event is JSON" })?,
+            key: event.key,
+            input_hash,
+            decision: decision.clone(),
+        };
+        match self.store.record(new).await {
+            Ok(recorded) => Ok(recorded),
+            Err(StoreError::Conflict) => Err(Error::Conflict),
+            Err(error) => {
+                let mut decision = decision;
+                decision.disposition = decision.disposition.max(Disposition::Review);
+                decision.reason_codes.insert(0, unrecorded(&error));
+                Ok(decision)
+            }
+        }
+    }
+}
+
+fn unrecorded(error: &StoreError) -> Reason {
+    tracing::error!(error = error as &dyn std::error::Error, "the store failed; a person decides");
+    Reason {
+        code: ReasonCode::AuditUnavailable,
+        detail: "the decision could not be recorded, so a person decides; sending the event again decides it anew".to_owned(),
+    }
+}
+
+/// A classification with where its time went.
+#[derive(Debug, Clone)]
+pub struct Classified {
+    pub classification: Classification,
+    pub timings: Timings,
+}
+
+/// A decision with where its time went.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    pub decision: Decision,
+    pub timings: Timings,
+}
+
+/// Time spent in each room, for `Server-Timing` and the metrics. A replayed decision spent none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    pub tokenize: Duration,
+    pub queue: Duration,
+    pub encode: Duration,
+    pub risk: Duration,
+    pub policy: Duration,
+    pub commit: Duration,
+}
+
+impl Timings {
+    /// Runs the risk model and notes how long it took.
+    pub fn risk<T>(&mut self, score: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let value = score();
+        self.risk = started.elapsed();
+        value
+    }
+}
+
+/// The recorded whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Decision {
+    pub decision_id: String,
+    pub event_id: String,
+    pub tenant: String,
+    pub source: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub decided_at: OffsetDateTime,
+    pub disposition: Disposition,
+    /// The best feasible action.
+    pub action: String,
+    pub recommendations: Vec<Recommendation>,
+    pub gate: Gate,
+    /// Most restrictive first.
+    pub reason_codes: Vec<Reason>,
+    /// Roles that may decide or approve the case.
+    pub approvers: Vec<String>,
+    /// The facts a reviewer needs, in sentences; nothing that the event does not say.
+    pub summary: String,
+    /// Resolved cases like this one.
+    pub precedents: Vec<Precedent>,
+    /// `null` where the classifier gave no answer; the reason codes say so.
+    pub classification: Option<Classification>,
+    /// `null` where no risk model gave an answer; the reason codes say so.
+    pub risk: Option<Risk>,
+    pub policy: PolicyIdentity,
+    pub bundle: BundleIdentity,
+    /// The decision's place in the audit chain; `null` only where it could not be recorded.
+    pub audit: Option<AuditReference>,
+    /// Whether this answer repeats an earlier decision on the same event.
+    pub replayed: bool,
+}
+
+/// Which policy and which of its rules decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyIdentity {
+    pub version: String,
+    pub rule: String,
+}
+
+/// A place in the audit chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditReference {
+    /// From 1, without gaps.
+    pub sequence: u64,
+    /// SHA-256 of the record and everything before it, in lower-case hex.
+    pub hash: String,
+}

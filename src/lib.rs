@@ -1,0 +1,16 @@
+//! Sluice decides what flows and what stops: it classifies a fulfilment exception, says what is at stake, ranks what to do next
+//! and tells whether a machine may do it alone. Start at [`decision`]: the way of one exception, top to bottom.
+
+pub mod batching;
+pub mod bundle;
+pub mod classifier;
+pub mod decision;
+pub mod encoder;
+pub mod error;
+pub mod event;
+pub mod policy;
+pub mod recommend;
+pub mod risk;
+pub mod store;
+pub mod taxonomy;
+pub mod text;

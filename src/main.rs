@@ -1,0 +1,3 @@
+//! The service: see `sluice --help`.
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! All integration tests are one binary: one link step, shared helpers.
+
+mod architecture;
+mod bundle;
+mod classifier;
+mod cli;
+mod decision;
+mod encoder;
+mod batching;
+mod event;
+mod http;
+mod policy;
+mod recommend;
+mod risk;
+mod store;
+mod text;

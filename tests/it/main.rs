@@ -1,12 +1,12 @@
 //! All integration tests are one binary: one link step, shared helpers.
 
 mod architecture;
+mod batching;
 mod bundle;
 mod classifier;
 mod cli;
 mod decision;
 mod encoder;
-mod batching;
 mod event;
 mod http;
 mod policy;

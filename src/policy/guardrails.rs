@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::evaluate::Finding;
 use super::view::{Vocabulary, band_code, word};
-use super::{Disposition, PolicyError, PolicyInput, ReasonCode, expected_revenue};
+use super::{Disposition, PolicyError, PolicyInput, ReasonCode};
 use crate::event::{Customer, Facts, Order};
 use crate::risk::{Band, Risk};
 use crate::taxonomy::{ActionDefinition, MANUAL_REVIEW, Touch};
@@ -269,7 +269,7 @@ impl Guardrails {
         let limit = &self.revenue_at_risk;
         let stated = facts.order.as_ref().and_then(|order| order.currency.as_deref());
         let currency = risk.revenue_at_risk.currency.as_deref().or(stated);
-        match expected_revenue(risk).and_then(|expected| vocabulary.money.convert(expected, currency)) {
+        match risk.revenue_at_risk.known_expected().and_then(|expected| vocabulary.money.convert(expected, currency)) {
             Some(expected) if expected <= limit.limit => {}
             Some(_) => {
                 let detail =

@@ -170,7 +170,10 @@ impl ActionFile {
     fn compile(&self) -> Result<ActionModel, RecommendError> {
         share(&format!("effectiveness of {}", self.code), self.effectiveness)?;
         if !(self.cost.is_finite() && self.cost >= 0.0) {
-            return Err(RecommendError::BadNumber { field: format!("cost of {}", self.code), expected: "a finite number, not negative" });
+            return Err(RecommendError::BadNumber {
+                field: format!("cost of {}", self.code),
+                expected: "a finite number, not negative",
+            });
         }
         if self.code == MANUAL_REVIEW && !self.requires.is_empty() {
             return Err(RecommendError::ConditionalManualReview);

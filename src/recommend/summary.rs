@@ -182,13 +182,14 @@ fn quote(narrative: &str) -> Option<String> {
 
 /// Pieces that end with a sentence mark before a space, or with a line; white space is made single and control characters go.
 fn sentences(narrative: &str) -> impl Iterator<Item = String> {
-    narrative.lines().flat_map(|line| line.split_inclusive(['.', '!', '?']).fold(Vec::<String>::new(), join_abbreviations)).filter_map(
-        |piece| {
+    narrative
+        .lines()
+        .flat_map(|line| line.split_inclusive(['.', '!', '?']).fold(Vec::<String>::new(), join_abbreviations))
+        .filter_map(|piece| {
             let words: Vec<&str> = piece.split_whitespace().collect();
             let clean: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
             (!clean.is_empty()).then_some(clean)
-        },
-    )
+        })
 }
 
 /// A mark that no space follows (`3.5`, `e.g.`, `www.x.com`) ends no sentence, so the next piece belongs to the same one.
@@ -204,9 +205,9 @@ fn is_informative(sentence: &str) -> bool {
     const GREETINGS: [&str; 8] = ["hi", "hello", "hey", "dear", "good morning", "good afternoon", "good evening", "team"];
     let lower = sentence.to_lowercase();
     let words = lower.split_whitespace().count();
-    let greets = GREETINGS.iter().any(|greeting| {
-        lower.strip_prefix(greeting).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric)) && words <= 5
-    });
+    let greets = GREETINGS
+        .iter()
+        .any(|greeting| lower.strip_prefix(greeting).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric)) && words <= 5);
     !greets && sentence.chars().filter(|c| c.is_alphabetic()).count() >= MIN_INFORMATIVE_CHARS
 }
 

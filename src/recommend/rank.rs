@@ -8,7 +8,6 @@
 use super::feasibility::{Support, support};
 use super::{RecommendInput, Recommendation, Recommender};
 use crate::classifier::Classification;
-use crate::risk::Risk;
 
 /// Money at stake, for the expected value.
 struct Stake<'a> {
@@ -72,10 +71,9 @@ impl Recommender {
     }
 
     fn stake<'a>(&self, input: &RecommendInput<'a>) -> Option<Stake<'a>> {
-        let risk: &Risk = input.risk?;
-        let expected = risk.revenue_at_risk.known_expected().filter(|expected| expected.is_finite())?;
-        let currency = risk.revenue_at_risk.currency.as_deref()?;
-        Some(Stake { expected, currency, rate: self.settings.rate(currency)? })
+        let revenue = input.risk?.revenue_at_risk.as_ref().filter(|revenue| revenue.expected.is_finite())?;
+        let currency = revenue.currency.as_deref()?;
+        Some(Stake { expected: revenue.expected, currency, rate: self.settings.rate(currency)? })
     }
 
     fn score(&self, action_idx: usize, weights: &[f64], stake: Option<&Stake<'_>>, input: &RecommendInput<'_>) -> Scored {

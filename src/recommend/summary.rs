@@ -146,9 +146,9 @@ fn risk_sentence(risk: &Risk) -> String {
         Band::High => "high",
     };
     let mut sentence = format!("The risk of missing the promise is {:.2} ({band})", risk.sla_breach.score);
-    if let Some(expected) = risk.revenue_at_risk.known_expected() {
-        let _ = write!(sentence, ", with {expected:.2}");
-        if let Some(currency) = &risk.revenue_at_risk.currency {
+    if let Some(revenue) = &risk.revenue_at_risk {
+        let _ = write!(sentence, ", with {:.2}", revenue.expected);
+        if let Some(currency) = &revenue.currency {
             let _ = write!(sentence, " {currency}");
         }
         sentence.push_str(" of revenue expected to be at risk");

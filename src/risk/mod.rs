@@ -56,13 +56,6 @@ pub struct RevenueAtRisk {
     pub currency: Option<String>,
 }
 
-impl RevenueAtRisk {
-    /// The mean, where it was scored. Policy and the ranking read it here alone.
-    pub fn known_expected(&self) -> Option<f64> {
-        Some(self.expected)
-    }
-}
-
 /// A range of SLA-breach probability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

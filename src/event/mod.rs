@@ -6,9 +6,12 @@
 //!
 //! It refuses to know HTTP and to guess: a missing fact stays missing.
 
+mod batch;
 mod facts;
+mod json;
 mod wire;
 
+pub use batch::split_events;
 pub use facts::{Attribute, Customer, Facts, Order, OrderLine, Shipment, Substitute};
 pub use wire::EventWire;
 

@@ -6,6 +6,7 @@
 //!
 //! It refuses to know HTTP and to guess: a missing fact stays missing.
 
+pub mod cloudevents;
 mod facts;
 mod wire;
 

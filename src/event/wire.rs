@@ -124,7 +124,7 @@ fn required(field: &str, text: Option<&str>) -> Result<String, EventError> {
     }
 }
 
-fn json_error(error: &serde_path_to_error::Error<serde_json::Error>) -> EventError {
+pub(super) fn json_error(error: &serde_path_to_error::Error<serde_json::Error>) -> EventError {
     let inner = error.inner();
     let position = format!("at line {} column {}", inner.line(), inner.column());
     let path = error.path().to_string();

@@ -8,6 +8,7 @@ pub mod decision;
 pub mod encoder;
 pub mod error;
 pub mod event;
+pub mod http;
 pub mod policy;
 pub mod recommend;
 pub mod risk;

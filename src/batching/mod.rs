@@ -33,6 +33,10 @@ pub struct Encoded {
 pub struct Handle {}
 
 impl Handle {
+    pub fn depth(&self) -> usize {
+        todo!()
+    }
+
     /// Waits for the embedding of one text.
     ///
     /// # Errors

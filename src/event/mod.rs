@@ -85,3 +85,7 @@ impl fmt::Display for EventKey {
         write!(f, "{}/{}/{}", self.tenant, self.source, self.id)
     }
 }
+
+pub fn split_events(_bytes: &[u8]) -> Result<Vec<&[u8]>, EventError> {
+    todo!()
+}

@@ -16,7 +16,7 @@ const DISCARD_FACTOR: usize = 16;
 
 /// What the caller says the body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MediaType {
+pub(super) enum MediaType {
     Json,
     Ndjson,
     CloudEvent,
@@ -26,7 +26,7 @@ pub enum MediaType {
 impl MediaType {
     /// # Errors
     /// 415 where the body is of no accepted type, not UTF-8, or encoded.
-    pub fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let refusal = |detail: &str| Problem::new(ErrorCode::UnsupportedMediaType, detail).with_field("content-type");
         if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(Problem::new(ErrorCode::UnsupportedMediaType, "content encodings are not accepted; send the body as it is")
@@ -54,7 +54,7 @@ impl MediaType {
 
 /// One event in a request body: plain JSON or a CloudEvent in structured or binary mode.
 #[derive(Debug)]
-pub struct EventBody(pub EventWire);
+pub(super) struct EventBody(pub EventWire);
 
 impl FromRequest<AppState> for EventBody {
     type Rejection = Problem;
@@ -82,7 +82,7 @@ impl FromRequest<AppState> for EventBody {
 ///
 /// # Errors
 /// 413 over the limit, 408 where it does not arrive in time, 422 where the caller breaks it off.
-pub async fn read(body: Body, state: &AppState) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: Body, state: &AppState) -> Result<Bytes, Problem> {
     let timeout = state.config.body_read_timeout;
     let reading = read_all(body, state.config.max_body_bytes);
     tokio::time::timeout(timeout, reading).await.map_err(|_| too_slow())?

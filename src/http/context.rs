@@ -20,16 +20,16 @@ use super::problem::Problem;
 use crate::decision::Timings;
 use crate::error::ErrorCode;
 
-pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub const X_DEADLINE_MS: HeaderName = HeaderName::from_static("x-deadline-ms");
-pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const X_DEADLINE_MS: HeaderName = HeaderName::from_static("x-deadline-ms");
+pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// A caller's id longer than this is replaced: ids go into every log line.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// The id of a request and when its head had arrived.
 #[derive(Debug, Clone)]
-pub struct RequestContext {
+pub(super) struct RequestContext {
     pub request_id: Arc<str>,
     pub arrived: Instant,
 }
@@ -55,7 +55,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestContext {
 
 /// When the caller wants the answer by: `X-Deadline-Ms` from arrival, never later than the service's own request timeout.
 #[derive(Debug, Clone, Copy)]
-pub struct Deadline {
+pub(super) struct Deadline {
     /// From the arrival of the request, or of each line in a stream.
     pub budget: Duration,
     pub at: Instant,
@@ -86,7 +86,7 @@ impl FromRequestParts<AppState> for Deadline {
 
 /// Refuses query parameters, so that a misspelt or not yet supported one is never ignored in silence.
 #[derive(Debug, Clone, Copy)]
-pub struct NoQuery;
+pub(super) struct NoQuery;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
     type Rejection = Problem;

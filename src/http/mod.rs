@@ -88,8 +88,3 @@ pub fn router(state: AppState) -> Router {
 fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     Problem::from_status(StatusCode::INTERNAL_SERVER_ERROR).into_response()
 }
-
-/// The problem of a row that a bulk run could not answer.
-pub fn row_problem(error: crate::error::Error, line: u64) -> Problem {
-    Problem::from(error).with_line(line)
-}

@@ -133,7 +133,14 @@ impl From<BatchingError> for Error {
 impl From<TextError> for Error {
     fn from(error: TextError) -> Self {
         match error {
-            TextError::WorkerGone => Self::Unavailable { reason: "the tokenizer gave no answer" },
+            TextError::InvalidTokenizer(_)
+            | TextError::UnsupportedTokenizer { .. }
+            | TextError::MaxTokensTooSmall { .. }
+            | TextError::InvalidConfig { .. }
+            | TextError::Tokenize(_)
+            | TextError::Panicked
+            | TextError::Spawn(_)
+            | TextError::WorkerGone => Self::Unavailable { reason: "the tokenizer gave no answer" },
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::encoder::EncoderError;
+use crate::encoder::{Encoder, EncoderError, PackedBatch};
+use crate::text::TokenizedText;
 
 /// Why a text was not encoded.
 #[derive(Debug, thiserror::Error)]
@@ -44,4 +45,36 @@ impl Handle {
     pub async fn encode(&self, _input_ids: Vec<u32>, _deadline: Option<Instant>) -> Result<Encoded, BatchingError> {
         todo!()
     }
+}
+
+/// Encodes texts on the calling thread, in batches of at most `max_batch_tokens` (a longer text makes a batch of its own).
+///
+/// Returns one L2-normalised embedding of shape `(hidden_size,)` a text, in the order of `texts`. The same answer as through a
+/// [`Handle`], for bulk work that has no callers to be fair to.
+///
+/// # Errors
+/// The first batch's [`EncoderError`] that occurs; sequence indices in it count within that batch.
+pub fn encode_all(
+    encoder: &mut dyn Encoder,
+    texts: &[TokenizedText],
+    max_batch_tokens: usize,
+) -> Result<Vec<Vec<f32>>, EncoderError> {
+    let mut embeddings = Vec::with_capacity(texts.len());
+    let mut rest = texts;
+    while !rest.is_empty() {
+        let mut batch = PackedBatch::new();
+        let fitting = |text: &&TokenizedText, batch: &PackedBatch| {
+            batch.is_empty() || batch.n_tokens() + text.input_ids.len() <= max_batch_tokens
+        };
+        while let Some(text) = rest.first().filter(|text| fitting(text, &batch)) {
+            batch.push(&text.input_ids)?;
+            rest = &rest[1..];
+        }
+        let rows = encoder.encode(&batch)?;
+        if rows.n() != batch.n_sequences() {
+            return Err(EncoderError::WrongCount { found: rows.n(), expected: batch.n_sequences() });
+        }
+        embeddings.extend(rows.rows().map(<[f32]>::to_vec));
+    }
+    Ok(embeddings)
 }

@@ -29,6 +29,16 @@ pub struct Encoded {
     pub encode: Duration,
 }
 
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchingConfig {
+    pub queue_capacity: usize,
+}
+
+pub fn spawn(_engines: Vec<Box<dyn Encoder>>, _config: &BatchingConfig) -> Result<Handle, BatchingError> {
+    todo!()
+}
+
 /// The cloneable end of the encoder queue.
 #[derive(Debug, Clone)]
 pub struct Handle {}

@@ -29,3 +29,37 @@ pub struct Models {
     pub recommender: Recommender,
     pub thresholds: Thresholds,
 }
+
+#[derive(Debug)]
+pub struct Bundle {
+    pub models: Models,
+    pub encoder: EncoderFiles,
+    pub golden: Vec<GoldenCase>,
+}
+
+#[derive(Debug)]
+pub struct EncoderFiles {
+    pub config: Vec<u8>,
+    pub weights: Vec<u8>,
+    pub tokenizer: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+pub struct GoldenCase {
+    pub name: String,
+    pub narrative: String,
+    pub r#type: String,
+    pub score: f64,
+    pub tolerance: f64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {}
+
+pub fn load(_path: &std::path::Path) -> Result<Bundle, BundleError> {
+    todo!()
+}
+
+pub fn taxonomy(_path: &std::path::Path) -> Result<Taxonomy, BundleError> {
+    todo!()
+}

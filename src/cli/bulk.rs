@@ -29,7 +29,7 @@ const CONCURRENCY: usize = 256;
 
 /// Where events come from.
 #[derive(Debug, Args)]
-pub struct BulkArgs {
+pub(super) struct BulkArgs {
     /// NDJSON, JSON (one event), CSV with columns such as `order.value`, or Parquet; `-` or none reads NDJSON from standard input
     file: Option<PathBuf>,
     /// Read the file as this format, whatever its name says
@@ -39,13 +39,13 @@ pub struct BulkArgs {
 
 /// What is asked for each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Task {
+pub(super) enum Task {
     Classify,
     Recommend,
 }
 
 /// Answers every row on standard output.
-pub async fn run(mut config: Config, args: BulkArgs, task: Task) -> anyhow::Result<Outcome> {
+pub(super) async fn run(mut config: Config, args: BulkArgs, task: Task) -> anyhow::Result<Outcome> {
     let file = args.file.filter(|path| path != Path::new("-"));
     let format = args.format.unwrap_or_else(|| file.as_deref().map_or(Format::Ndjson, Format::of));
     let size = rows::size(file.as_deref(), format)?;

@@ -19,7 +19,7 @@ const MAX_ROW_BYTES: u64 = 8 << 20;
 
 /// How events stand in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     /// One JSON event a line.
     Ndjson,
     /// One JSON event.
@@ -32,7 +32,7 @@ pub enum Format {
 
 impl Format {
     /// By the file's extension; NDJSON where it says nothing.
-    pub fn of(path: &Path) -> Self {
+    pub(super) fn of(path: &Path) -> Self {
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         match extension.to_ascii_lowercase().as_str() {
             "json" => Self::Json,
@@ -45,7 +45,7 @@ impl Format {
 
 /// One row, with how far into the file it reaches.
 #[derive(Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// From 1; in CSV the line where the record begins, in Parquet the row.
     pub line: u64,
     pub event: Result<EventWire, EventError>,
@@ -57,7 +57,7 @@ pub struct Row {
 ///
 /// # Errors
 /// Where the file is not readable.
-pub fn size(path: Option<&Path>, format: Format) -> anyhow::Result<Option<u64>> {
+pub(super) fn size(path: Option<&Path>, format: Format) -> anyhow::Result<Option<u64>> {
     let Some(path) = path else { return Ok(None) };
     let size = match format {
         Format::Parquet => {
@@ -73,7 +73,7 @@ pub fn size(path: Option<&Path>, format: Format) -> anyhow::Result<Option<u64>> 
 ///
 /// # Errors
 /// Where the file is not readable or not of its format; rows before that have been given.
-pub fn read(path: Option<&Path>, format: Format, sink: impl FnMut(Row) -> bool) -> anyhow::Result<()> {
+pub(super) fn read(path: Option<&Path>, format: Format, sink: impl FnMut(Row) -> bool) -> anyhow::Result<()> {
     match (path, format) {
         (None, Format::Parquet) => anyhow::bail!("Parquet needs a file: its index stands at the end"),
         (Some(path), Format::Parquet) => parquet_rows(path, sink),
@@ -128,7 +128,8 @@ fn lines(mut input: impl BufRead, mut sink: impl FnMut(Row) -> bool) -> anyhow::
 
 fn csv_rows(input: impl Read, mut sink: impl FnMut(Row) -> bool) -> anyhow::Result<()> {
     let mut reader = csv::Reader::from_reader(input);
-    let columns: Vec<String> = reader.headers().context("the first line must name the columns")?.iter().map(str::to_owned).collect();
+    let columns: Vec<String> =
+        reader.headers().context("the first line must name the columns")?.iter().map(str::to_owned).collect();
     let mut record = csv::StringRecord::new();
     loop {
         let event = match reader.read_record(&mut record) {

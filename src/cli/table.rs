@@ -40,12 +40,12 @@ const BOOLS: [&str; 7] = [
 
 /// Collects cells into one JSON object.
 #[derive(Debug, Default)]
-pub struct Nested(Map<String, Value>);
+pub(super) struct Nested(Map<String, Value>);
 
 impl Nested {
     /// Puts `value` where `path` says. Two columns that contradict each other (`order` and `order.value`) leave the later one, and a
     /// gap in a list shows as `null`, which the event's check refuses.
-    pub fn insert(&mut self, path: &str, value: Value) {
+    pub(super) fn insert(&mut self, path: &str, value: Value) {
         let mut segments = path.split('.');
         let Some(first) = segments.next() else { return };
         let mut place = self.0.entry(first).or_insert(Value::Null);
@@ -73,13 +73,13 @@ impl Nested {
         *place = value;
     }
 
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub(super) fn into_bytes(self) -> Vec<u8> {
         serde_json::to_vec(&self.0).expect("string keys only")
     }
 }
 
 /// A CSV cell as JSON; `None` where it is empty.
-pub fn text_cell(path: &str, text: &str) -> Option<Value> {
+pub(super) fn text_cell(path: &str, text: &str) -> Option<Value> {
     if text.is_empty() {
         return None;
     }
@@ -103,7 +103,7 @@ pub fn text_cell(path: &str, text: &str) -> Option<Value> {
 }
 
 /// A Parquet cell as JSON; `None` where it is null. NaN and infinity become text, which the event's check refuses.
-pub fn parquet_cell(field: Field) -> Option<Value> {
+pub(super) fn parquet_cell(field: Field) -> Option<Value> {
     let float = |number: f64| Number::from_f64(number).map_or_else(|| Value::String(number.to_string()), Value::Number);
     let time = |time: Result<OffsetDateTime, time::error::ComponentRange>| {
         let text = time.ok().and_then(|time| time.format(&Rfc3339).ok());

@@ -23,9 +23,8 @@ pub type Attributes = BTreeMap<String, String>;
 
 /// The attributes among a request's headers; `None` where it is no CloudEvent in binary mode. Header names are in lower case.
 pub fn binary_attributes<'a>(headers: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Attributes> {
-    let attributes: Attributes = headers
-        .filter_map(|(name, value)| Some((name.strip_prefix(HEADER_PREFIX)?.to_owned(), percent_decode(value))))
-        .collect();
+    let attributes: Attributes =
+        headers.filter_map(|(name, value)| Some((name.strip_prefix(HEADER_PREFIX)?.to_owned(), percent_decode(value)))).collect();
     attributes.contains_key("specversion").then_some(attributes)
 }
 
@@ -53,8 +52,7 @@ pub fn from_binary(mut attributes: Attributes, bytes: &[u8]) -> Result<EventWire
 /// As [`from_binary`], with fields of the data under `data`.
 pub fn from_structured(bytes: &[u8]) -> Result<EventWire, EventError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let envelope: Envelope<'_> =
-        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| json_error(&error))?;
+    let envelope: Envelope<'_> = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| json_error(&error))?;
     deserializer.end().map_err(|_| EventError {
         field: String::new(),
         message: "trailing characters after the envelope".to_owned(),
@@ -206,11 +204,17 @@ mod tests {
         check(r#"{"specversion":"1.0","id":"1","source":"s","data":{}}"#, "type");
         check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t"}"#, "data");
         check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data_base64":"e30="}"#, "data_base64");
-        check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","datacontenttype":"text/xml","data":{}}"#, "datacontenttype");
+        check(
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"t","datacontenttype":"text/xml","data":{}}"#,
+            "datacontenttype",
+        );
         check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","time":"now","data":{"narrative":"x"}}"#, "time");
         check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data":{"narrative":1}}"#, "data.narrative");
         check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data":{"narrative":"x","id":"2"}}"#, "data.id");
-        check(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data":{"narrative":"x","order":{"value":"1"}}}"#, "data.order.value");
+        check(
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data":{"narrative":"x","order":{"value":"1"}}}"#,
+            "data.order.value",
+        );
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Event {
 }
 
 /// Bounds on one event, from configuration.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventLimits {
     /// Longest accepted narrative, in characters. Longer ones are refused, never cut.

@@ -8,8 +8,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use futures_util::future::{join_all, ready};
 use futures_util::future::Either;
+use futures_util::future::{join_all, ready};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -161,7 +161,13 @@ fn raw(result: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     })
 }
 
-async fn batch(state: AppState, context: RequestContext, deadline: Deadline, request: Request, task: Task) -> Result<Response, Problem> {
+async fn batch(
+    state: AppState,
+    context: RequestContext,
+    deadline: Deadline,
+    request: Request,
+    task: Task,
+) -> Result<Response, Problem> {
     match MediaType::of(request.headers())? {
         MediaType::Ndjson => Ok(ndjson::answer(state, context, deadline.budget, request.into_body(), task)),
         MediaType::Json => json(&state, &context, deadline, request.into_body(), task, Envelope::Events).await,

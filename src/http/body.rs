@@ -29,8 +29,11 @@ impl MediaType {
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let refusal = |detail: &str| Problem::new(ErrorCode::UnsupportedMediaType, detail).with_field("content-type");
         if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            return Err(Problem::new(ErrorCode::UnsupportedMediaType, "content encodings are not accepted; send the body as it is")
-                .with_field("content-encoding"));
+            return Err(Problem::new(
+                ErrorCode::UnsupportedMediaType,
+                "content encodings are not accepted; send the body as it is",
+            )
+            .with_field("content-encoding"));
         }
         let value = headers.get(header::CONTENT_TYPE).ok_or_else(|| refusal("is required: `application/json`"))?;
         let value = value.to_str().map_err(|_| refusal("must be `application/json`"))?;
@@ -47,7 +50,9 @@ impl MediaType {
             "application/x-ndjson" => Ok(Self::Ndjson),
             "application/cloudevents+json" => Ok(Self::CloudEvent),
             "application/cloudevents-batch+json" => Ok(Self::CloudEventBatch),
-            _ => Err(refusal("must be `application/json`, or where the resource takes it `application/x-ndjson` or `application/cloudevents+json`")),
+            _ => Err(refusal(
+                "must be `application/json`, or where the resource takes it `application/x-ndjson` or `application/cloudevents+json`",
+            )),
         }
     }
 }
@@ -65,8 +70,11 @@ impl FromRequest<AppState> for EventBody {
             request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))),
         );
         if matches!(media_type, MediaType::Ndjson | MediaType::CloudEventBatch) {
-            return Err(Problem::new(ErrorCode::UnsupportedMediaType, "this resource takes one event; send several to its `/batch`")
-                .with_field("content-type"));
+            return Err(Problem::new(
+                ErrorCode::UnsupportedMediaType,
+                "this resource takes one event; send several to its `/batch`",
+            )
+            .with_field("content-type"));
         }
         let bytes = read(request.into_body(), state).await?;
         let event = match (media_type, attributes) {

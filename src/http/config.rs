@@ -49,7 +49,9 @@ pub struct ServerConfig {
 pub enum ServerConfigError {
     #[error("`server.{key}` must be at least 1")]
     Zero { key: &'static str },
-    #[error("`server.{key}` is {value}; it must not exceed `server.max_in_flight` ({max_in_flight}), or it could never be admitted")]
+    #[error(
+        "`server.{key}` is {value}; it must not exceed `server.max_in_flight` ({max_in_flight}), or it could never be admitted"
+    )]
     OverInFlight { key: &'static str, value: usize, max_in_flight: usize },
 }
 

@@ -46,9 +46,8 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestContext {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Extension(context) = Extension::<Self>::from_request_parts(parts, state)
-            .await
-            .expect("the outermost layer gives every request a context");
+        let Extension(context) =
+            Extension::<Self>::from_request_parts(parts, state).await.expect("the outermost layer gives every request a context");
         Ok(context)
     }
 }
@@ -165,7 +164,8 @@ fn finish(mut response: Response, request_id: &str) -> Response {
 
 /// Only what a log line, a header and a shell can carry unchanged.
 fn is_sane(id: &str) -> bool {
-    (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte))
+    (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte))
 }
 
 #[cfg(test)]

@@ -80,9 +80,8 @@ pub fn document() -> Document {
 }
 
 pub(super) async fn openapi(_: NoQuery) -> Response {
-    static TEXT: LazyLock<Bytes> = LazyLock::new(|| {
-        Bytes::from(document().to_json().expect("the document holds strings and numbers only"))
-    });
+    static TEXT: LazyLock<Bytes> =
+        LazyLock::new(|| Bytes::from(document().to_json().expect("the document holds strings and numbers only")));
     ([(header::CONTENT_TYPE, "application/json")], TEXT.clone()).into_response()
 }
 

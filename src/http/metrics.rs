@@ -28,8 +28,7 @@ use crate::decision::{Decided, Timings};
 use crate::error::Error;
 
 /// From a tenth of a millisecond, where policy lives, to ten seconds, where patience ends.
-const SECONDS: [f64; 16] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const SECONDS: [f64; 16] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// The counters of the service. Cloning shares them.
 #[derive(Debug, Clone)]

@@ -117,15 +117,11 @@ impl From<Error> for Problem {
         }
         match error {
             Error::Event(error) => Self::new(code, error.message).with_field(&error.field),
-            Error::Overloaded { retry_after } => {
-                Self { retry_after: Some(retry_after), ..Self::new(code, fixed_detail(code)) }
-            }
+            Error::Overloaded { retry_after } => Self { retry_after: Some(retry_after), ..Self::new(code, fixed_detail(code)) },
             Error::DecisionNotFound => Self::new(code, "no decision has this id"),
-            Error::Conflict
-            | Error::DeadlineExceeded
-            | Error::Unavailable { .. }
-            | Error::Store(_)
-            | Error::Internal { .. } => Self::new(code, fixed_detail(code)),
+            Error::Conflict | Error::DeadlineExceeded | Error::Unavailable { .. } | Error::Store(_) | Error::Internal { .. } => {
+                Self::new(code, fixed_detail(code))
+            }
         }
     }
 }

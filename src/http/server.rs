@@ -29,7 +29,13 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 const HEAD_SLACK_BYTES: usize = 64 * 1024;
 
 /// Serves until `shutdown` resolves, then drains. `tasks` are the decisions in work.
-pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig, tasks: &TaskTracker, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &ServerConfig,
+    tasks: &TaskTracker,
+    shutdown: impl Future<Output = ()>,
+) {
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
     // Each permit is held by one connection; a full house leaves further callers in the kernel's backlog.
@@ -72,7 +78,12 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
 }
 
 /// Serves one connection. One whose first request head is not whole in time is dropped, whatever bytes it has sent.
-fn connection(stream: TcpStream, router: Router, config: &ServerConfig, graceful: &GracefulShutdown) -> impl Future<Output = ()> + use<> {
+fn connection(
+    stream: TcpStream,
+    router: Router,
+    config: &ServerConfig,
+    graceful: &GracefulShutdown,
+) -> impl Future<Output = ()> + use<> {
     // Answers are small and written whole; waiting to fill a packet only delays them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(error = &error as &dyn std::error::Error, "no TCP_NODELAY");

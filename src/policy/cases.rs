@@ -118,13 +118,16 @@ impl Policy {
         let classification = case.classification(taxonomy);
         let risk = case.risk();
         let thresholds = Thresholds::for_case(case.r#type.as_deref(), case.threshold);
-        let verdict = self.evaluate_with(case.automation, &PolicyInput {
-            facts: &facts,
-            classification: classification.as_ref(),
-            risk: risk.as_ref(),
-            action: taxonomy.action_by_code(&case.action),
-            thresholds: &thresholds,
-        });
+        let verdict = self.evaluate_with(
+            case.automation,
+            &PolicyInput {
+                facts: &facts,
+                classification: classification.as_ref(),
+                risk: risk.as_ref(),
+                action: taxonomy.action_by_code(&case.action),
+                thresholds: &thresholds,
+            },
+        );
         case.expect.compare(&verdict).map(|detail| CaseFailure { case: case.name.clone(), detail })
     }
 }

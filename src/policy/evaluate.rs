@@ -90,7 +90,9 @@ impl Policy {
         for candidate in self.table.candidates(&view) {
             let effect = &candidate.row.effect;
             let floor = if candidate.certain { effect.disposition } else { effect.disposition.min(Disposition::Review) };
-            if strictest.is_none_or(|(strictest, _)| floor > strictest) || (candidate.certain && strictest.is_some_and(|(strictest, _)| floor == strictest)) {
+            if strictest.is_none_or(|(strictest, _)| floor > strictest)
+                || (candidate.certain && strictest.is_some_and(|(strictest, _)| floor == strictest))
+            {
                 strictest = Some((floor, &candidate.row.id));
             }
             if floor > Disposition::AutoResolve {

@@ -162,7 +162,10 @@ impl GateSettings {
         super::load::share("gate.max_error", self.max_error)?;
         super::load::share("gate.confidence", self.confidence)?;
         if self.propose_acceptance > self.minimum_acceptance {
-            return Err(PolicyError::BadNumber { field: "gate.propose_acceptance".to_owned(), expected: "at most `gate.minimum_acceptance`" });
+            return Err(PolicyError::BadNumber {
+                field: "gate.propose_acceptance".to_owned(),
+                expected: "at most `gate.minimum_acceptance`",
+            });
         }
         Ok(())
     }
@@ -227,7 +230,9 @@ impl GateSettings {
         let row = thresholds.row(&classification.r#type);
         let Some((row, certified)) = row.and_then(|row| Some((row, row.threshold?))) else {
             let detail = match row.and_then(|row| row.needed) {
-                Some(needed) => format!("no threshold with a guarantee exists for this type; {needed} more judged cases are needed"),
+                Some(needed) => {
+                    format!("no threshold with a guarantee exists for this type; {needed} more judged cases are needed")
+                }
                 None => "no threshold with a guarantee exists for this type".to_owned(),
             };
             findings.push(Finding::new("gate.evidence", Disposition::Propose, ReasonCode::InsufficientEvidence, detail));

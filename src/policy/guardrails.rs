@@ -207,7 +207,13 @@ impl Guardrails {
     }
 
     /// Runs every guardrail; `type_codes` are those of the taxonomy.
-    pub(super) fn judge(&self, vocabulary: &Vocabulary, type_codes: &[String], input: &PolicyInput<'_>, findings: &mut Vec<Finding>) {
+    pub(super) fn judge(
+        &self,
+        vocabulary: &Vocabulary,
+        type_codes: &[String],
+        input: &PolicyInput<'_>,
+        findings: &mut Vec<Finding>,
+    ) {
         let order = input.facts.order.as_ref();
         let customer = input.facts.customer.as_ref();
         self.missing_facts(input.facts, findings);
@@ -215,7 +221,13 @@ impl Guardrails {
         self.regulated.judge("guardrail.regulated", regulated, ReasonCode::Regulated, "the order holds regulated goods", findings);
         let export_controlled = order.and_then(|order| order.export_controlled);
         let sentence = "the order holds export-controlled goods";
-        self.export_controlled.judge("guardrail.export_controlled", export_controlled, ReasonCode::ExportControlled, sentence, findings);
+        self.export_controlled.judge(
+            "guardrail.export_controlled",
+            export_controlled,
+            ReasonCode::ExportControlled,
+            sentence,
+            findings,
+        );
         let authorization = customer.and_then(|customer| customer.requires_authorization);
         let sentence = "orders of this customer need an authorisation";
         let code = ReasonCode::RequiresAuthorization;
@@ -272,8 +284,7 @@ impl Guardrails {
         match expected_revenue(risk).and_then(|expected| vocabulary.money.convert(expected, currency)) {
             Some(expected) if expected <= limit.limit => {}
             Some(_) => {
-                let detail =
-                    format!("more than {} {} is expected to be at risk", limit.limit, vocabulary.money.currency);
+                let detail = format!("more than {} {} is expected to be at risk", limit.limit, vocabulary.money.currency);
                 findings.push(limit.finding("guardrail.revenue_at_risk", ReasonCode::RevenueLimit, detail));
             }
             None => {
@@ -301,8 +312,7 @@ impl Guardrails {
         if type_codes.contains(declared) && *declared != classification.r#type {
             let hold = &self.declared_type_differs;
             let detail = "the type declared by the source system and the one read from the text differ";
-            let finding =
-                Finding::new("guardrail.declared_type", hold.disposition, ReasonCode::DeclaredTypeDiffers, detail);
+            let finding = Finding::new("guardrail.declared_type", hold.disposition, ReasonCode::DeclaredTypeDiffers, detail);
             findings.push(finding.with_role(hold.approver_role.as_ref()));
         }
     }
@@ -372,8 +382,7 @@ impl Urgent {
     fn applies(&self, band: Band, facts: &Facts) -> bool {
         let tier = facts.customer.as_ref().and_then(|customer| customer.sla_tier.as_deref());
         let priority = facts.order.as_ref().and_then(|order| order.priority.as_deref());
-        band >= self.sla_risk_from
-            && (word(&self.sla_tiers, tier).is_some() || word(&self.priorities, priority).is_some())
+        band >= self.sla_risk_from && (word(&self.sla_tiers, tier).is_some() || word(&self.priorities, priority).is_some())
     }
 }
 

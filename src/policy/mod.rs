@@ -256,7 +256,9 @@ pub enum PolicyError {
     HoldsNothing { guardrail: &'static str },
     #[error("approval row `{id}` names a type; an approval depends on the action and the facts alone")]
     TypeInApproval { id: String },
-    #[error("approval row `{id}` asks for no approval; its cells must be `reversible = true` and `touches = [\"nothing\"]` at least")]
+    #[error(
+        "approval row `{id}` asks for no approval; its cells must be `reversible = true` and `touches = [\"nothing\"]` at least"
+    )]
     FreeApproval { id: String },
     #[error("the threshold of `{type}` must be either a number or `insufficient_evidence = true`")]
     ContradictoryThreshold { r#type: String },

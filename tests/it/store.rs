@@ -314,51 +314,115 @@ async fn verification_finds_every_kind_of_tampering() {
     };
 
     // Edits.
-    check("disposition", "UPDATE decisions SET decision = replace(decision, '\"review\"', '\"auto_resolve\"') WHERE rowid = 3", 3, K::PayloadAltered).await;
+    check(
+        "disposition",
+        "UPDATE decisions SET decision = replace(decision, '\"review\"', '\"auto_resolve\"') WHERE rowid = 3",
+        3,
+        K::PayloadAltered,
+    )
+    .await;
     check("one space", "UPDATE decisions SET decision = decision || ' ' WHERE rowid = 1", 1, K::PayloadAltered).await;
     check("event", "UPDATE decisions SET event = replace(event, '28', '40') WHERE rowid = 6", 6, K::PayloadAltered).await;
     check("tenant", "UPDATE decisions SET tenant = 'other' WHERE rowid = 4", 4, K::PayloadAltered).await;
     check("key", "UPDATE decisions SET event_id = 'other' WHERE rowid = 4", 4, K::PayloadAltered).await;
-    check("source to event", "UPDATE decisions SET source = source || 'r', event_id = substr(event_id, 2) WHERE rowid = 4", 4, K::PayloadAltered).await;
+    check(
+        "source to event",
+        "UPDATE decisions SET source = source || 'r', event_id = substr(event_id, 2) WHERE rowid = 4",
+        4,
+        K::PayloadAltered,
+    )
+    .await;
     check("input hash", "UPDATE decisions SET input_hash = 'other' WHERE rowid = 2", 2, K::PayloadAltered).await;
-    check("time of the decision", "UPDATE decisions SET decided_at_us = decided_at_us + 1 WHERE rowid = 2", 2, K::PayloadAltered).await;
+    check("time of the decision", "UPDATE decisions SET decided_at_us = decided_at_us + 1 WHERE rowid = 2", 2, K::PayloadAltered)
+        .await;
     check("not UTF-8", "UPDATE decisions SET event = CAST(x'ff' AS TEXT) WHERE rowid = 5", 5, K::PayloadAltered).await;
     check("swapped bodies", "UPDATE decisions SET decision = (SELECT decision FROM decisions o WHERE o.rowid = 5 - decisions.rowid) WHERE rowid IN (2, 3)", 2, K::PayloadAltered).await;
-    check("time of the record", "UPDATE audit SET recorded_at_us = recorded_at_us - 1 WHERE sequence = 5", 5, K::RecordAltered).await;
+    check("time of the record", "UPDATE audit SET recorded_at_us = recorded_at_us - 1 WHERE sequence = 5", 5, K::RecordAltered)
+        .await;
     check("kind", "UPDATE audit SET kind = 'review' WHERE sequence = 2", 2, K::RecordAltered).await;
     check("hash", "UPDATE audit SET hash = zeroblob(32) WHERE sequence = 6", 6, K::RecordAltered).await;
     check("payload hash", "UPDATE audit SET payload_hash = zeroblob(32) WHERE sequence = 1", 1, K::RecordAltered).await;
     check("previous hash", "UPDATE audit SET previous_hash = zeroblob(32) WHERE sequence = 2", 2, K::BrokenLink).await;
-    check("unreadable", "CREATE TABLE a AS SELECT * FROM audit; DROP TABLE audit; ALTER TABLE a RENAME TO audit; \
-        UPDATE audit SET recorded_at_us = NULL WHERE sequence = 4", 4, K::Unreadable).await;
+    check(
+        "unreadable",
+        "CREATE TABLE a AS SELECT * FROM audit; DROP TABLE audit; ALTER TABLE a RENAME TO audit; \
+        UPDATE audit SET recorded_at_us = NULL WHERE sequence = 4",
+        4,
+        K::Unreadable,
+    )
+    .await;
 
     // Deletions.
     check("record", "DELETE FROM audit WHERE sequence = 3", 3, K::Missing).await;
     check("first record", "DELETE FROM audit WHERE sequence = 1", 1, K::Missing).await;
     check("decision", "DELETE FROM decisions WHERE rowid = 4", 4, K::DecisionMissing).await;
     check("both", "DELETE FROM audit WHERE sequence = 3; DELETE FROM decisions WHERE rowid = 3", 3, K::Missing).await;
-    check("both, renumbered", "DELETE FROM audit WHERE sequence = 3; DELETE FROM decisions WHERE rowid = 3; \
-        UPDATE audit SET sequence = sequence - 1 WHERE sequence > 3", 3, K::BrokenLink).await;
-    check("everything but the decisions", "DELETE FROM audit", 0, K::DecisionUnrecorded { decision_id: id_of(&config.path, 1).await }).await;
-    check("last record", "DELETE FROM audit WHERE sequence = 6", 5, K::DecisionUnrecorded { decision_id: id_of(&config.path, 6).await }).await;
+    check(
+        "both, renumbered",
+        "DELETE FROM audit WHERE sequence = 3; DELETE FROM decisions WHERE rowid = 3; \
+        UPDATE audit SET sequence = sequence - 1 WHERE sequence > 3",
+        3,
+        K::BrokenLink,
+    )
+    .await;
+    check(
+        "everything but the decisions",
+        "DELETE FROM audit",
+        0,
+        K::DecisionUnrecorded { decision_id: id_of(&config.path, 1).await },
+    )
+    .await;
+    check(
+        "last record",
+        "DELETE FROM audit WHERE sequence = 6",
+        5,
+        K::DecisionUnrecorded { decision_id: id_of(&config.path, 6).await },
+    )
+    .await;
 
     // Insertions.
-    check("decision", "INSERT INTO decisions (decision_id, tenant, source, event_id, input_hash, event, decision, decided_at_us) \
+    check(
+        "decision",
+        "INSERT INTO decisions (decision_id, tenant, source, event_id, input_hash, event, decision, decided_at_us) \
         SELECT 'added', tenant, source, 'added', input_hash, event, decision, decided_at_us FROM decisions WHERE rowid = 2",
-        6, K::DecisionUnrecorded { decision_id: "added".to_owned() }).await;
+        6,
+        K::DecisionUnrecorded { decision_id: "added".to_owned() },
+    )
+    .await;
     const ADD: &str = "DROP INDEX audit_one_decision_record";
     check("record before the first", concat_sql(ADD, "INSERT INTO audit SELECT 0, decision_id, kind, payload_hash, previous_hash, hash, recorded_at_us FROM audit WHERE sequence = 1"), 0, K::OutOfPlace).await;
     check("negative", concat_sql(ADD, "INSERT INTO audit SELECT -7, decision_id, kind, payload_hash, previous_hash, hash, recorded_at_us FROM audit WHERE sequence = 1"), 0, K::OutOfPlace).await;
     check("copied to the end", concat_sql(ADD, "INSERT INTO audit SELECT 7, decision_id, kind, payload_hash, previous_hash, hash, recorded_at_us FROM audit WHERE sequence = 6"), 7, K::BrokenLink).await;
-    check("linked to the end", concat_sql(ADD, "INSERT INTO audit SELECT 7, decision_id, kind, payload_hash, hash, hash, recorded_at_us FROM audit WHERE sequence = 6"), 7, K::RecordAltered).await;
+    check(
+        "linked to the end",
+        concat_sql(
+            ADD,
+            "INSERT INTO audit SELECT 7, decision_id, kind, payload_hash, hash, hash, recorded_at_us FROM audit WHERE sequence = 6",
+        ),
+        7,
+        K::RecordAltered,
+    )
+    .await;
     check("in the middle", concat_sql(ADD, "UPDATE audit SET sequence = -sequence WHERE sequence > 2; UPDATE audit SET sequence = 1 - sequence WHERE sequence < 0; \
         INSERT INTO audit SELECT 3, decision_id, kind, payload_hash, hash, hash, recorded_at_us FROM audit WHERE sequence = 2"), 3, K::RecordAltered).await;
 
     // Moves.
-    check("swapped", "UPDATE audit SET sequence = 99 WHERE sequence = 2; UPDATE audit SET sequence = 2 WHERE sequence = 3; \
-        UPDATE audit SET sequence = 3 WHERE sequence = 99", 2, K::BrokenLink).await;
+    check(
+        "swapped",
+        "UPDATE audit SET sequence = 99 WHERE sequence = 2; UPDATE audit SET sequence = 2 WHERE sequence = 3; \
+        UPDATE audit SET sequence = 3 WHERE sequence = 99",
+        2,
+        K::BrokenLink,
+    )
+    .await;
     check("renumbered", "UPDATE audit SET sequence = sequence + 10", 1, K::Missing).await;
-    check("about another decision", concat_sql(ADD, "UPDATE audit SET decision_id = (SELECT decision_id FROM audit WHERE sequence = 1) WHERE sequence = 2"), 2, K::RecordAltered).await;
+    check(
+        "about another decision",
+        concat_sql(ADD, "UPDATE audit SET decision_id = (SELECT decision_id FROM audit WHERE sequence = 1) WHERE sequence = 2"),
+        2,
+        K::RecordAltered,
+    )
+    .await;
 
     verify(&config.path, Some(&head)).await.expect("the original stayed intact");
 }
@@ -392,7 +456,11 @@ async fn a_chain_longer_than_a_page_is_walked_to_its_end() {
     store.close().await;
     let mut connection = raw(&config.path).await;
     run(&mut connection, DROP_TRIGGERS).await;
-    run(&mut connection, "UPDATE decisions SET event = '{}' WHERE decision_id = (SELECT decision_id FROM audit WHERE sequence = 1025)").await;
+    run(
+        &mut connection,
+        "UPDATE decisions SET event = '{}' WHERE decision_id = (SELECT decision_id FROM audit WHERE sequence = 1025)",
+    )
+    .await;
     connection.close().await.unwrap();
     let fault = AuditFault { sequence: 1025, kind: AuditFaultKind::PayloadAltered };
     assert_eq!(verify(&config.path, None).await, Err(fault));

@@ -27,7 +27,9 @@ pub(super) enum Job {
         reply: oneshot::Sender<Result<Decision, StoreError>>,
     },
     /// Tries whether a commit reaches the disk.
-    Probe { reply: oneshot::Sender<Result<(), StoreError>> },
+    Probe {
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
 }
 
 #[derive(Debug)]

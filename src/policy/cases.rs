@@ -184,9 +184,10 @@ impl Case {
         };
         Some(Risk {
             sla_breach: SlaBreach { score, band: risk.sla },
-            revenue_at_risk: RevenueAtRisk { expected: risk.revenue, p90: risk.revenue, currency },
+            revenue_at_risk: Some(RevenueAtRisk { expected: risk.revenue, p90: risk.revenue, currency }),
             priority: Priority::Normal,
             missing_features: Vec::new(),
+            out_of_range: Vec::new(),
         })
     }
 }

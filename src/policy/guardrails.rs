@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::evaluate::Finding;
 use super::view::{Vocabulary, band_code, word};
-use super::{Disposition, PolicyError, PolicyInput, ReasonCode, expected_revenue};
+use super::{Disposition, PolicyError, PolicyInput, ReasonCode};
 use crate::event::{Customer, Facts, Order};
 use crate::risk::{Band, Risk};
 use crate::taxonomy::{ActionDefinition, MANUAL_REVIEW, Touch};
@@ -280,8 +280,11 @@ impl Guardrails {
         };
         let limit = &self.revenue_at_risk;
         let stated = facts.order.as_ref().and_then(|order| order.currency.as_deref());
-        let currency = risk.revenue_at_risk.currency.as_deref().or(stated);
-        match expected_revenue(risk).and_then(|expected| vocabulary.money.convert(expected, currency)) {
+        let expected = risk
+            .revenue_at_risk
+            .as_ref()
+            .and_then(|revenue| vocabulary.money.convert(revenue.expected, revenue.currency.as_deref().or(stated)));
+        match expected {
             Some(expected) if expected <= limit.limit => {}
             Some(_) => {
                 let detail = format!("more than {} {} is expected to be at risk", limit.limit, vocabulary.money.currency);

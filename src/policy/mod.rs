@@ -263,9 +263,3 @@ pub enum PolicyError {
     #[error("the threshold of `{type}` must be either a number or `insufficient_evidence = true`")]
     ContradictoryThreshold { r#type: String },
 }
-
-/// Money expected to be lost, in the currency of the risk; `None` where it could not be scored. The one place that knows the shape
-/// of the risk's figure.
-pub(crate) fn expected_revenue(risk: &Risk) -> Option<f64> {
-    Some(risk.revenue_at_risk.expected)
-}

@@ -98,8 +98,9 @@ impl<E> DecisionTable<E> {
 
     /// Refuses a pair of rows where a case that rises along `dimension` would move from the stricter `held` to the freer `freed`.
     ///
-    /// The pair is harmless where a row before `freed` takes over every case that both could meet. That the row of the lower level
-    /// might be shadowed is not considered: with a fact missing it may still count as possible.
+    /// The pair is harmless where, at the higher level, a row before `freed` takes every case that both could meet (that row is then
+    /// compared with `held` itself), or where, at the lower level, a row before `held` certainly takes every case that `freed` does.
+    /// Both hold with facts missing too, so the check covers what the candidates of a look-up are, not only what hits.
     fn check_monotone(
         &self,
         name: &'static str,
@@ -107,7 +108,7 @@ impl<E> DecisionTable<E> {
         levels: &[String],
         strictness: &impl Fn(&E) -> u8,
     ) -> Result<(), PolicyError> {
-        for held in &self.rows {
+        for (held_idx, held) in self.rows.iter().enumerate() {
             for (freed_idx, freed) in self.rows.iter().enumerate() {
                 if strictness(&freed.effect) >= strictness(&held.effect) || !held.condition.meets(&freed.condition, dimension) {
                     continue;
@@ -119,7 +120,11 @@ impl<E> DecisionTable<E> {
                             between.condition.accepts(dimension, high)
                                 && between.condition.covers_both(&held.condition, &freed.condition, dimension)
                         });
-                        if rises && !taken_over {
+                        let taken_before = self.rows[..held_idx].iter().any(|between| {
+                            between.condition.accepts(dimension, low)
+                                && between.condition.subsumes_but_for(&freed.condition, dimension)
+                        });
+                        if rises && !taken_over && !taken_before {
                             return Err(PolicyError::NotMonotone {
                                 table: name,
                                 held: held.id.clone(),
@@ -161,6 +166,12 @@ impl Condition {
     /// Whether every case that `other` may meet is met by `self`.
     fn subsumes(&self, other: &Self) -> bool {
         Dimension::ALL.into_iter().all(|dimension| includes(self.cell(dimension), other.cell(dimension)))
+    }
+
+    /// As [`Condition::subsumes`], whatever they are along `free`.
+    fn subsumes_but_for(&self, other: &Self, free: Dimension) -> bool {
+        let mut others = Dimension::ALL.into_iter().filter(|dimension| *dimension != free);
+        others.all(|dimension| includes(self.cell(dimension), other.cell(dimension)))
     }
 
     fn accepts(&self, dimension: Dimension, value: &str) -> bool {

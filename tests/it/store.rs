@@ -346,7 +346,7 @@ async fn verification_finds_every_kind_of_tampering() {
     check(
         "unreadable",
         "CREATE TABLE a AS SELECT * FROM audit; DROP TABLE audit; ALTER TABLE a RENAME TO audit; \
-        UPDATE audit SET recorded_at_us = NULL WHERE sequence = 4",
+        UPDATE audit SET recorded_at_us = 'x' WHERE sequence = 4",
         4,
         K::Unreadable,
     )

@@ -12,11 +12,11 @@ use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
-use crate::batching::{self, BatchingError};
-use crate::bundle::{self, Bundle, BundleError, BundleIdentity, GoldenCase};
+use crate::batching::{self, SpawnError};
+use crate::bundle::{self, Bundle, BundleError, BundleIdentity, GoldenCase, Models};
 use crate::config::Config;
 use crate::decision::Pipeline;
-use crate::encoder::{CandleEncoder, Encoder, EncoderConfig, EncoderError, Engine};
+use crate::encoder::{CandleEncoder, Encoder, EncoderError, Engine};
 use crate::error::Error;
 use crate::event::{Content, Facts};
 use crate::http::admission::Admission;
@@ -37,10 +37,8 @@ const READINESS_WINDOW_INTERVALS: u32 = 3;
 pub enum ApplicationError {
     #[error("the bundle was not loaded")]
     Bundle(#[from] BundleError),
-    #[error("the encoder was not loaded")]
-    Encoder(#[from] EncoderError),
-    #[error("the encoder's threads did not start")]
-    Batching(#[from] BatchingError),
+    #[error("the encoder did not start")]
+    Encoder(#[from] SpawnError),
     #[error("the tokenizer was not loaded")]
     Text(#[from] TextError),
     #[error("`{}` is not readable", .path.display())]
@@ -211,36 +209,40 @@ async fn golden_difference(pipeline: &Pipeline, case: &GoldenCase, deadline: Opt
 
 async fn build(config: &Config) -> Result<(Pipeline, Vec<GoldenCase>), ApplicationError> {
     let started = Instant::now();
-    let (path, encoder_config) = (config.bundle.path.clone(), config.encoder.clone());
-    // Hashing and parsing take seconds, which no async thread has.
-    let loading = tokio::task::spawn_blocking(move || load(&path, &encoder_config));
-    let (bundle, engines, tokenizer) = loading.await.expect("loading does not panic")?;
-    let Bundle { models, golden, .. } = bundle;
-    let policy = policy(&config.policy, &models.taxonomy)?;
-    let pipeline = Pipeline {
-        models: Arc::new(models),
-        tokenizer: text::spawn(tokenizer, &config.text)?,
-        encoder: batching::spawn(engines, &config.batching)?,
-        policy,
-        store: Store::open(&config.store).await?,
+    let loading = {
+        let config = config.clone();
+        // Hashing, parsing and loading take seconds, which no async thread has.
+        tokio::task::spawn_blocking(move || load(&config))
     };
-    let elapsed = started.elapsed();
-    tracing::info!(elapsed_ms = elapsed.as_secs_f64() * 1e3, engines = config.encoder.n_workers(), "models loaded");
-    Ok((pipeline, golden))
+    let Rooms { models, tokenizer, encoder, policy, golden } = loading.await.expect("loading does not panic")?;
+    let store = Store::open(&config.store).await?;
+    let elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
+    tracing::info!(elapsed_ms, engines = encoder.live_workers(), "loaded");
+    Ok((Pipeline { models: Arc::new(models), tokenizer, encoder, policy, store }, golden))
 }
 
-type Loaded = (Bundle, Vec<Box<dyn Encoder>>, Tokenizer);
+/// The rooms that need no async runtime to be built.
+struct Rooms {
+    models: Models,
+    tokenizer: text::Handle,
+    encoder: batching::Handle,
+    policy: Policy,
+    golden: Vec<GoldenCase>,
+}
 
-fn load(path: &std::path::Path, config: &EncoderConfig) -> Result<Loaded, ApplicationError> {
-    let bundle = bundle::load(path)?;
-    let mut engines: Vec<Box<dyn Encoder>> = Vec::with_capacity(config.n_workers());
-    for _ in 0..config.n_workers() {
-        engines.push(match config.engine {
-            Engine::Candle => Box::new(CandleEncoder::load(&bundle.encoder.config, &bundle.encoder.weights)?),
-        });
-    }
-    let tokenizer = Tokenizer::from_bytes(&bundle.encoder.tokenizer, config.max_tokens)?;
-    Ok((bundle, engines, tokenizer))
+fn load(config: &Config) -> Result<Rooms, ApplicationError> {
+    let Bundle { models, encoder: files, golden, .. } = bundle::load(&config.bundle.path)?;
+    let policy = policy(&config.policy, &models.taxonomy)?;
+    let tokenizer = text::spawn(Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?, &config.text)?;
+    let engine = config.encoder.engine;
+    // Kept for the life of the service: a worker whose engine has panicked loads a new one from these very bytes.
+    let load = move || -> Result<Box<dyn Encoder>, EncoderError> {
+        match engine {
+            Engine::Candle => Ok(Box::new(CandleEncoder::load(&files.config, &files.weights)?)),
+        }
+    };
+    let encoder = batching::spawn(load, &config.encoder, &config.batching)?;
+    Ok(Rooms { models, tokenizer, encoder, policy, golden })
 }
 
 fn engine_name(engine: Engine) -> &'static str {

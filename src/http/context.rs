@@ -16,6 +16,8 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::AppState;
+use super::config::ServerConfig;
+use super::metrics::Metrics;
 use super::problem::Problem;
 use crate::decision::Timings;
 use crate::error::ErrorCode;
@@ -98,13 +100,20 @@ impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
     }
 }
 
+/// What the outermost layer needs of the service.
+#[derive(Debug, Clone)]
+pub(super) struct Enclosure {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) metrics: Metrics,
+}
+
 /// The outermost layer: see the module.
-pub(super) async fn enclose(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+pub(super) async fn enclose(State(enclosure): State<Enclosure>, mut request: Request, next: Next) -> Response {
     let context = RequestContext::from_headers(request.headers());
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().clone();
     let span = tracing::info_span!("request", request_id = %context.request_id, %method, route);
-    let response = match oversized_head(&request, &state) {
+    let response = match oversized_head(&request, &enclosure.config) {
         Some(problem) => problem.into_response(),
         None => {
             request.extensions_mut().insert(context.clone());
@@ -113,7 +122,7 @@ pub(super) async fn enclose(State(state): State<AppState>, mut request: Request,
     };
     let response = finish(response, &context.request_id);
     let elapsed = context.arrived.elapsed();
-    state.metrics.request(&route, &method, response.status(), elapsed);
+    enclosure.metrics.request(&route, &method, response.status(), elapsed);
     let _entered = span.enter();
     tracing::debug!(status = response.status().as_u16(), elapsed_ms = elapsed.as_secs_f64() * 1e3, "answered");
     response
@@ -134,13 +143,13 @@ pub(super) fn server_timing(timings: &Timings, total: Duration) -> HeaderValue {
     HeaderValue::from_str(&entries.join(", ")).expect("names and decimals are visible ASCII")
 }
 
-fn oversized_head(request: &Request, state: &AppState) -> Option<Problem> {
+fn oversized_head(request: &Request, config: &ServerConfig) -> Option<Problem> {
     let uri_bytes = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    if uri_bytes > state.config.max_uri_bytes {
+    if uri_bytes > config.max_uri_bytes {
         return Some(Problem::from_status(StatusCode::URI_TOO_LONG));
     }
     let header_bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    (header_bytes > state.config.max_header_bytes).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
+    (header_bytes > config.max_header_bytes).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
 }
 
 fn finish(mut response: Response, request_id: &str) -> Response {

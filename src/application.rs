@@ -18,7 +18,6 @@ use crate::config::Config;
 use crate::decision::Pipeline;
 use crate::encoder::{CandleEncoder, Encoder, EncoderError, Engine};
 use crate::error::Error;
-use crate::event::{Content, Facts};
 use crate::http::admission::Admission;
 use crate::http::config::ServerConfig;
 use crate::http::health::Readiness;
@@ -99,6 +98,111 @@ impl Application {
     /// # Errors
     /// The first thing that kept the service from being ready.
     pub async fn build(config: Config) -> Result<Self, ApplicationError> {
+        let address = config.server.listen;
+        // Before the models, because a port that is taken shows at once and loading takes seconds.
+        let listener = TcpListener::bind(address).await.map_err(|source| ApplicationError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| ApplicationError::Listen { address, source })?;
+        let (pipeline, golden) = build(&config).await?;
+        let pipeline = Arc::new(pipeline);
+        check_golden(&pipeline, &golden).await?;
+
+        let ServerConfig { max_in_flight, readiness_interval, .. } = config.server;
+        let readiness = Readiness::new(readiness_interval * READINESS_WINDOW_INTERVALS);
+        readiness.confirmed();
+        let identity = &pipeline.models.identity;
+        tracing::info!(%address, bundle = identity.name, version = identity.version, hash = identity.hash, "ready");
+        let state = AppState {
+            limits: config.event,
+            admission: Admission::new(max_in_flight),
+            metrics: Metrics::new(identity),
+            readiness,
+            engine: engine_name(config.encoder.engine).into(),
+            tasks: TaskTracker::new(),
+            config: Arc::new(config.server),
+            pipeline,
+        };
+        Ok(Self { listener, address, state, golden })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Serves until `shutdown` resolves, then drains for at most `server.drain_timeout_ms` and closes the store.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
+        let Self { listener, state, golden, .. } = self;
+        let probe = tokio::spawn(probe(state.clone(), golden));
+        let readiness = state.readiness.clone();
+        let shutdown = async {
+            shutdown.await;
+            readiness.drain();
+        };
+        http::server::serve(listener, http::router(state.clone()), &state.config, &state.tasks, shutdown).await;
+        probe.abort();
+        state.pipeline.store.close().await;
+    }
+}
+
+/// Infers a golden case every interval, so that a dead engine shows although nobody asks it anything.
+async fn probe(state: AppState, golden: Vec<GoldenCase>) {
+    let interval = state.config.readiness_interval;
+    for case in golden.iter().cycle() {
+        tokio::time::sleep(interval).await;
+        let deadline = Instant::now() + state.readiness.window();
+        match golden_difference(&state.pipeline, case, Some(deadline)).await {
+            Ok(None) => state.readiness.confirmed(),
+            Ok(Some(difference)) => {
+                tracing::error!(case = case.name, difference, "a golden case gets another answer than its own");
+                state.readiness.refuse("a golden case gets another answer than its own");
+            }
+            // A busy queue proves nothing about the engine; events that are served do.
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the readiness probe got no answer"),
+        }
+    }
+}
+
+/// Every golden case through every model: the warm-up, and the proof that this machine computes what the bundle's author saw.
+///
+/// # Errors
+/// [`ApplicationError::Warmup`], [`ApplicationError::Golden`] with the first case that differs.
+pub async fn check_golden(pipeline: &Pipeline, golden: &[GoldenCase]) -> Result<(), ApplicationError> {
+    for case in golden {
+        if let Some(difference) = golden_difference(pipeline, case, None).await.map_err(ApplicationError::Warmup)? {
+            return Err(ApplicationError::Golden { case: case.name.clone(), difference });
+        }
+    }
+    Ok(())
+}
+
+/// What [`verify`] found to hold.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    pub identity: BundleIdentity,
+    pub n_golden: usize,
+}
+
+/// Loads the bundle, which checks every hash, and runs its golden cases.
+///
+/// # Errors
+/// The first thing that does not hold.
+pub async fn verify(config: &Config) -> Result<Verified, ApplicationError> {
+    let (pipeline, golden) = build(config).await?;
+    check_golden(&pipeline, &golden).await?;
+    Ok(Verified { identity: pipeline.models.identity.clone(), n_golden: golden.len() })
+}
+
+/// How the case's answer differs from the one its author saw; `None` where it does not.
+async fn golden_difference(pipeline: &Pipeline, case: &GoldenCase, deadline: Option<Instant>) -> Result<Option<String>, Error> {
+    let classification = pipeline.classify(&case.content, deadline).await?.classification;
+    let risk = pipeline.assess_risk(&case.content);
+    Ok(case.difference(&classification, risk.as_ref()))
+}
+
+async fn build(config: Config) -> Result<Self, ApplicationError> {
         let address = config.server.listen;
         // Before the models, because a port that is taken shows at once and loading takes seconds.
         let listener = TcpListener::bind(address).await.map_err(|source| ApplicationError::Listen { address, source })?;

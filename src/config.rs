@@ -3,13 +3,14 @@
 //! [`RawConfig`] is what stands in `config/default.toml`, which is its documentation; each room owns its section. [`Config`] is
 //! the checked form that the rest of the service trusts. It refuses unknown keys and combinations that could not work.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use figment::Figment;
 use figment::providers::{Env, Format as _, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::batching::BatchingConfig;
+use crate::bundle::BundleConfig;
 use crate::encoder::EncoderConfig;
 use crate::event::EventLimits;
 use crate::http::config::{RawServerConfig, ServerConfig, ServerConfigError};
@@ -49,13 +50,6 @@ pub struct Config {
     pub policy: PolicyConfig,
     pub store: StoreConfig,
     pub log: LogConfig,
-}
-
-/// The `[bundle]` section.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BundleConfig {
-    pub path: PathBuf,
 }
 
 /// Why a configuration was refused.

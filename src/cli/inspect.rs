@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use sluice::bundle::{MANIFEST, Manifest};
 use sluice::config::Config;
 use sluice::decision::AuditReference;
 use sluice::policy::{self, DEFAULT_POLICY};
@@ -27,6 +28,38 @@ pub(super) async fn verify_bundle(config: &Config, path: Option<PathBuf>) -> any
             Ok(Outcome::Failure)
         }
     }
+}
+
+/// What a bundle says of itself, without loading its models.
+pub(super) fn show_bundle(config: &Config, path: Option<PathBuf>) -> anyhow::Result<Outcome> {
+    let path = path.unwrap_or_else(|| config.bundle.path.clone());
+    let (manifest, hash) = Manifest::read(&path)?;
+    print(&format!("# {hash}\n{}", manifest.to_toml().trim_end()))?;
+    Ok(Outcome::Success)
+}
+
+/// Every folder beside the configured bundle that holds a manifest.
+pub(super) fn list_bundles(config: &Config) -> anyhow::Result<Outcome> {
+    let active = config.bundle.path.canonicalize().with_context(|| format!("`{}`", config.bundle.path.display()))?;
+    let folder = active.parent().context("the bundle has no folder around it")?;
+    let entries = std::fs::read_dir(folder).with_context(|| format!("`{}`", folder.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    paths.retain(|path| path.join(MANIFEST).is_file());
+    paths.sort();
+    let mut outcome = Outcome::Success;
+    for path in paths {
+        let mark = if path == active { '*' } else { ' ' };
+        let folder = path.file_name().unwrap_or_default().display();
+        let line = match Manifest::read(&path) {
+            Ok((manifest, hash)) => format!("{mark} {folder}: {} {} {hash}", manifest.name, manifest.version),
+            Err(error) => {
+                outcome = Outcome::Failure;
+                format!("{mark} {folder}: {:#}", anyhow::Error::new(error))
+            }
+        };
+        print(&line)?;
+    }
+    Ok(outcome)
 }
 
 /// Walks the audit chain of the configured store.

@@ -122,8 +122,8 @@ impl Cli {
             Command::Classify(args) => bulk::run(config, args, bulk::Task::Classify).await,
             Command::Recommend(args) => bulk::run(config, args, bulk::Task::Recommend).await,
             Command::Bundle(BundleCommand::Verify { path }) => inspect::verify_bundle(&config, path).await,
-            Command::Bundle(BundleCommand::Show { path: _ }) => todo!(),
-            Command::Bundle(BundleCommand::List) => todo!(),
+            Command::Bundle(BundleCommand::Show { path }) => inspect::show_bundle(&config, path),
+            Command::Bundle(BundleCommand::List) => inspect::list_bundles(&config),
             Command::Audit(AuditCommand::Verify { expect_head }) => inspect::verify_audit(&config, expect_head.as_deref()).await,
             Command::Config(_) => {
                 print("the configuration is accepted")?;

@@ -12,8 +12,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::wire::json_error;
-use super::{EventError, EventWire};
+use super::{EventError, EventWire, json};
 
 const SPECVERSION: &str = "1.0";
 const HEADER_PREFIX: &str = "ce-";
@@ -51,13 +50,7 @@ pub fn from_binary(mut attributes: Attributes, bytes: &[u8]) -> Result<EventWire
 /// # Errors
 /// As [`from_binary`], with fields of the data under `data`.
 pub fn from_structured(bytes: &[u8]) -> Result<EventWire, EventError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let envelope: Envelope<'_> = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| json_error(&error))?;
-    deserializer.end().map_err(|_| EventError {
-        field: String::new(),
-        message: "trailing characters after the envelope".to_owned(),
-        malformed: true,
-    })?;
+    let envelope: Envelope = json::read(bytes)?;
     let Envelope { specversion, id, source, r#type, time, datacontenttype, data, data_base64 } = envelope;
     let context = Context { specversion, id, source, r#type, time };
     context.check("")?;
@@ -76,15 +69,14 @@ pub fn from_structured(bytes: &[u8]) -> Result<EventWire, EventError> {
 }
 
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct Envelope {
     specversion: Option<String>,
     id: Option<String>,
     source: Option<String>,
     r#type: Option<String>,
     time: Option<String>,
     datacontenttype: Option<String>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
+    data: Option<Box<RawValue>>,
     data_base64: Option<IgnoredAny>,
 }
 

@@ -6,10 +6,13 @@
 //!
 //! It refuses to know HTTP and to guess: a missing fact stays missing.
 
+mod batch;
 pub mod cloudevents;
 mod facts;
+mod json;
 mod wire;
 
+pub use batch::split_events;
 pub use facts::{Attribute, Customer, Facts, Order, OrderLine, Shipment, Substitute};
 pub use wire::EventWire;
 
@@ -84,8 +87,4 @@ impl fmt::Display for EventKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.tenant, self.source, self.id)
     }
-}
-
-pub fn split_events(_bytes: &[u8]) -> Result<Vec<&[u8]>, EventError> {
-    todo!()
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 #[path = "../fixtures/decision.rs"]
 #[allow(dead_code, reason = "shared with the benches")]
-pub mod fixture;
+pub(crate) mod fixture;
 
 use fixture::{new_decision, new_decision_on};
 
@@ -557,7 +557,7 @@ const DROP_TRIGGERS: &str = "DROP TRIGGER decisions_refuse_update; DROP TRIGGER 
     DROP TRIGGER audit_refuses_update; DROP TRIGGER audit_refuses_delete";
 
 /// A file of its own in a directory that does not exist yet.
-pub fn fresh() -> (TempDir, StoreConfig) {
+pub(crate) fn fresh() -> (TempDir, StoreConfig) {
     let directory = tempfile::tempdir().unwrap();
     let config = StoreConfig::at(directory.path().join("data/sluice.db"));
     (directory, config)

@@ -1,20 +1,39 @@
 //! What is at stake, from the order facts alone.
 //!
-//! It refuses to see the narrative, and to guess a missing value: missing is a value of its own.
+//! [`features`] makes a row of the facts, [`trees`] scores it with gradient-boosted trees read from ordinary ONNX by [`parse`],
+//! [`calibration`] turns the raw scores into what people read, [`model`] ties them together. Training writes the same files, and
+//! users replace them with exports of their own trainer.
+//!
+//! It refuses to see the narrative, and to guess a missing value: missing is a value of its own. Start at [`RiskModel::score`].
+
+pub mod calibration;
+pub mod features;
+pub mod model;
+pub mod onnx;
+pub mod parse;
+pub mod sources;
+pub mod trees;
+
+pub use features::{Feature, FeatureKind, FeatureSchema, FeatureVector};
+pub use model::{GoldenRow, GoldenRows, RawScores, RiskArtefacts, RiskModel};
+pub use parse::OnnxError;
+pub use trees::TreeEnsemble;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-use crate::event::Facts;
 
 /// The answer of the risk models for one event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Risk {
     pub sla_breach: SlaBreach,
-    pub revenue_at_risk: RevenueAtRisk,
+    /// `null` where the event gives no order value: a loss in money cannot be told without one.
+    pub revenue_at_risk: Option<RevenueAtRisk>,
     pub priority: Priority,
-    /// Features of the model that the event did not give, by name.
+    /// Features of the model that the event did not give, by name; those the model leans on come first.
     pub missing_features: Vec<String>,
+    /// Features given outside what training saw: a number out of range or an unknown category. The score then extrapolates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub out_of_range: Vec<String>,
 }
 
 /// Probability that the promise to the customer breaks.
@@ -56,17 +75,31 @@ pub enum Priority {
     Critical,
 }
 
-/// The risk models of a bundle.
-#[derive(Debug)]
-pub struct RiskModel {}
-
-/// Why no risk was scored.
+/// Why no risk was scored, or no risk model loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum RiskError {}
-
-impl RiskModel {
-    /// Scores the facts of one event.
-    pub fn score(&self, _facts: &Facts) -> Result<Risk, RiskError> {
-        todo!()
-    }
+pub enum RiskError {
+    #[error("`features.toml` is not acceptable: {reason}")]
+    Schema { reason: String },
+    #[error("`risk.toml` is not acceptable: {reason}")]
+    Calibration { reason: String },
+    #[error("the {model} model cannot be served")]
+    Onnx { model: &'static str, source: OnnxError },
+    #[error("the revenue model answers probabilities; it must answer a loss as a fraction of order value")]
+    RevenueIsProbability,
+    #[error("a row has {got} values, {expected} are expected")]
+    Width { expected: usize, got: usize },
+    #[error("row {row} holds an infinite value")]
+    InfiniteRow { row: usize },
+    #[error("feature `{feature}` is not a finite number an `f32` holds")]
+    NotFinite { feature: String },
+    #[error("feature `{feature}` is not {expected:?} as the schema says")]
+    WrongKind { feature: String, expected: FeatureKind },
+    #[error("the SLA model answers {raw_score}, which is no probability")]
+    NotAProbability { raw_score: f64 },
+    #[error("`risk_golden.json` is not acceptable")]
+    GoldenForm { source: serde_json::Error },
+    #[error("`risk_golden.json` holds no rows; without its trainer's own predictions a model is not served")]
+    NoGoldenRows,
+    #[error("the {model} model scores golden row {row} as {got}, its trainer as {expected}")]
+    Golden { model: &'static str, row: usize, expected: f64, got: f64 },
 }

@@ -8,4 +8,5 @@ pub mod dataset;
 pub mod evaluate;
 pub mod metrics;
 pub mod risk;
+pub mod scoring;
 pub mod simulate;

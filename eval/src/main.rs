@@ -28,7 +28,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Model {
     /// Heads, calibration, novelty and thresholds from labelled texts.
-    Classifier(classifier::Args),
+    Classifier(classifier::train::Args),
     /// Boosted trees from any table, written as ONNX.
     Risk(risk::Args),
     /// Which action a competent operator accepts, by type.
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().command {
-        Command::Train { model: Model::Classifier(args) } => classifier::run(&args),
+        Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
         Command::Train { model: Model::Risk(args) } => risk::run(&args).map(drop),
         Command::Train { model: Model::Actions(args) } => actions::run(&args).map(drop),
         Command::Evaluate(args) => evaluate::run(&args),

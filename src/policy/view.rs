@@ -142,6 +142,16 @@ impl<'a> CaseView<'a> {
         view
     }
 
+    /// A view with every value missing but the given ones.
+    #[cfg(test)]
+    pub(super) fn of_values(values: impl IntoIterator<Item = (Dimension, Value<'a>)>) -> Self {
+        let mut view = Self { values: [Value::Missing; Dimension::COUNT] };
+        for (dimension, value) in values {
+            view.set(dimension, value);
+        }
+        view
+    }
+
     pub(super) fn value(&self, dimension: Dimension) -> Value<'a> {
         self.values[dimension as usize]
     }

@@ -11,10 +11,16 @@ use sha2::{Digest, Sha256};
 use sluice::bundle::{self, EncoderEntry, Expected, FileEntry, GoldenCase, Manifest, Models, Training};
 use sluice::event::{EventLimits, EventWire};
 
+use crate::classifier::heads::HeadParams;
+use crate::dataset::Columns;
 use crate::{actions, classifier, risk, scoring, simulate};
 
 /// Examples are the project's own; only their sanity is bounded.
 const LIMITS: EventLimits = EventLimits { max_narrative_chars: 32_000, max_lines: 1_000, max_attributes: 256 };
+
+/// The promise of the default thresholds: with this confidence at most this share of the cases over a threshold is wrong.
+const MAX_ERROR: f64 = 0.05;
+const CONFIDENCE: f64 = 0.95;
 
 /// What `sluice-eval build` is told; the defaults rebuild the bundle that is committed.
 #[derive(Debug, Clone, clap::Args)]
@@ -56,7 +62,13 @@ pub fn run(args: &Args) -> Result<()> {
 
     train_classifier(args, &narratives, &encoder)?;
     train_risk(args)?;
-    actions::run(&actions::Args::new(narratives.clone(), args.out.join(bundle::TAXONOMY), args.out.clone()))?;
+    actions::run(&actions::Args {
+        data: narratives.clone(),
+        taxonomy: args.out.join(bundle::TAXONOMY),
+        assumptions: None,
+        smoothing: actions::DEFAULT_SMOOTHING,
+        out: args.out.clone(),
+    })?;
     let mut manifest = manifest(args, &narratives)?;
     let golden = golden_cases(args, &manifest, &encoder)?;
     write(&args.out.join(bundle::GOLDEN), &golden)?;
@@ -68,16 +80,22 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// As `sluice-eval train classifier` with its defaults.
 fn train_classifier(args: &Args, narratives: &[PathBuf], encoder: &Path) -> Result<()> {
-    classifier::run(&classifier::Args {
-        data: narratives.to_vec(),
+    let report = classifier::train::train(&classifier::train::Args {
+        columns: Columns::of(narratives.to_vec()),
         taxonomy: Some(args.out.join(bundle::TAXONOMY)),
         encoder: encoder.to_owned(),
         out: args.out.clone(),
+        embeddings: Some(args.scratch.join("embeddings.safetensors")),
+        max_error: MAX_ERROR,
+        confidence: CONFIDENCE,
+        params: HeadParams::DEFAULT,
+        no_floor: false,
         seed: args.seed,
-        cache: Some(args.scratch.join("embeddings.safetensors")),
-        ..classifier::Args::default()
-    })
+    })?;
+    tracing::info!(%report, "trained the classifier");
+    Ok(())
 }
 
 fn train_risk(args: &Args) -> Result<()> {

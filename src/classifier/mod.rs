@@ -1,11 +1,25 @@
 //! Heads, calibration and novelty: an embedding and the normalised text become calibrated scores.
 //!
-//! Pure: no clock, no I/O, the same input gives the same answer in any batch. It refuses to know facts or policy.
+//! [`Heads`] read the words (`lexical`) and the embedding and give raw scores; [`Calibration`] turns them into probabilities,
+//! novelty and the acceptance score that the gate compares; [`Classifier`] puts names to them and abstains where a text fits no
+//! type. Pure: no clock, no I/O, the same input gives the same answer in any batch. It refuses to know facts or policy, and to
+//! treat anything a text says about itself ("approve this") as more than words. Next: `policy`, which decides what an
+//! acceptance is good for; the harness (`eval/`) trains what is loaded here.
+
+mod artefacts;
+pub mod calibration;
+pub mod heads;
+pub mod lexical;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::taxonomy::{Taxonomy, UNRECOGNIZED};
 use crate::text::{NormalizedText, TokenCount};
+
+pub use artefacts::{ClassifierArtefacts, ClassifierParts};
+pub use calibration::{Calibration, RawScores};
+pub use heads::Heads;
 
 /// What an exception is, as far as its narrative tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -38,12 +52,109 @@ pub struct Candidate {
 }
 
 /// The trained heads of a bundle.
-#[derive(Debug)]
-pub struct Classifier {}
+#[derive(Debug, Clone)]
+pub struct Classifier {
+    parts: ClassifierParts,
+    /// Owner of each type, in the order of `parts.types`.
+    owners: Vec<String>,
+}
 
 impl Classifier {
-    /// Scores one text. `embedding` has shape `(hidden_size,)`.
-    pub fn classify(&self, _text: &NormalizedText, _tokens: TokenCount, _embedding: &[f32]) -> Classification {
-        todo!()
+    /// Reads the artefacts of a bundle.
+    ///
+    /// # Errors
+    /// [`ClassifierError`] where a file is malformed, shapes or numbers are wrong, or the types are not those of the taxonomy in
+    /// the same order.
+    pub fn load(artefacts: &ClassifierArtefacts<'_>, taxonomy: &Taxonomy) -> Result<Self, ClassifierError> {
+        Self::new(ClassifierParts::read(artefacts)?, taxonomy)
     }
+
+    /// As [`Self::load`], from parts already in memory.
+    ///
+    /// # Errors
+    /// [`ClassifierError::TypesDiffer`], [`ClassifierError::WrongShape`].
+    pub fn new(parts: ClassifierParts, taxonomy: &Taxonomy) -> Result<Self, ClassifierError> {
+        if !parts.types.iter().eq(taxonomy.types.iter().map(|definition| &definition.code)) {
+            return Err(ClassifierError::TypesDiffer { trained: parts.types });
+        }
+        if parts.heads.n_types() != parts.types.len() {
+            let found = vec![parts.heads.n_types() + 1];
+            let expected = (parts.types.len() + 1).to_string();
+            return Err(ClassifierError::WrongShape { name: "lexical.bias".to_owned(), found, expected });
+        }
+        let owners = taxonomy.types.iter().map(|definition| definition.owner.clone()).collect();
+        Ok(Self { parts, owners })
+    }
+
+    /// Length of the embeddings that [`Self::classify`] takes.
+    pub fn hidden_size(&self) -> usize {
+        self.parts.heads.hidden_size()
+    }
+
+    pub fn parts(&self) -> &ClassifierParts {
+        &self.parts
+    }
+
+    /// Scores one text. `embedding` has shape `(hidden_size,)` and is finite.
+    ///
+    /// # Panics
+    /// Where the embedding has another length or is not finite, which the encoder room promises.
+    pub fn classify(&self, text: &NormalizedText, tokens: TokenCount, embedding: &[f32]) -> Classification {
+        assert!(embedding.iter().all(|value| value.is_finite()), "the encoder gives finite embeddings");
+        let calibration = &self.parts.calibration;
+        let raw = self.parts.heads.raw_scores(text.as_str(), embedding);
+        let probabilities = calibration.probabilities(&raw);
+        let novelty = calibration.novelty(&raw, &probabilities);
+        let acceptance = calibration.acceptance(&raw, &probabilities, novelty, tokens);
+
+        let mut ranked: Vec<usize> = (0..probabilities.len()).collect();
+        // Stable, so types with equal probability keep the order of the taxonomy.
+        ranked.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        let candidates: Vec<Candidate> = ranked
+            .iter()
+            .map(|&class| Candidate { r#type: self.parts.types[class].clone(), score: probabilities[class] })
+            .collect();
+        let abstained = novelty > calibration.novelty_threshold;
+        let best = ranked[0];
+        Classification {
+            r#type: if abstained { UNRECOGNIZED.to_owned() } else { self.parts.types[best].clone() },
+            score: probabilities[best],
+            acceptance,
+            abstained,
+            secondary_types: candidates[1..]
+                .iter()
+                .take_while(|candidate| candidate.score >= calibration.secondary_level)
+                .cloned()
+                .collect(),
+            candidates,
+            novelty,
+            owner: (!abstained).then(|| self.owners[best].clone()),
+            tokens,
+        }
+    }
+}
+
+/// Why a classifier was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ClassifierError {
+    #[error("`classifier.toml` cannot be read")]
+    Config(#[from] toml::de::Error),
+    #[error("`classifier.toml` has format {found}; this version reads {supported}, so train the bundle again")]
+    UnsupportedFormat { found: u32, supported: u32 },
+    #[error("`classifier.toml` cannot be written")]
+    Write(#[source] toml::ser::Error),
+    #[error("`classifier.safetensors` cannot be read")]
+    Weights(#[from] safetensors::SafeTensorError),
+    #[error("tensor `{name}` has shape {found:?}; {expected} is expected")]
+    WrongShape { name: String, found: Vec<usize>, expected: String },
+    #[error("tensor `{name}` has the unexpected dtype {found}")]
+    WrongDtype { name: String, found: String },
+    #[error("`{name}` has a number that is not finite")]
+    NonFinite { name: String },
+    #[error("the lexicon is contradictory: {reason}")]
+    InvalidLexicon { reason: &'static str },
+    #[error("the calibration has a number that is not finite, out of range or of the wrong sign")]
+    UnsoundCalibration,
+    #[error("the classifier was trained for the types {trained:?}, which are not those of the taxonomy in their order")]
+    TypesDiffer { trained: Vec<String> },
 }

@@ -1,6 +1,24 @@
 //! Whether a machine may do it alone: guardrails, the approval matrix and the gate.
 //!
+//! A policy is a versioned file ([`Policy::from_toml`]): settings of the gate, guardrails, a decision table and an approval matrix,
+//! and the cases that its author expects it to decide. [`Policy::evaluate`] starts from full freedom and lets every part make the
+//! disposition stricter; none can make it freer. In reading order: `evaluate`, `gate`, `guardrails`, `table` (with `view`, what its
+//! cells are compared with), `load` and `cases`.
+//!
 //! Pure, compiled once, every rule traced. It refuses the clock, tokio and the narrative: its input has no field for text.
+
+mod cases;
+mod evaluate;
+mod gate;
+mod guardrails;
+mod load;
+mod table;
+mod view;
+
+pub use cases::{CaseFailure, CheckReport, check};
+pub use gate::{ThresholdRow, Thresholds};
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -126,37 +144,122 @@ pub struct Verdict {
     /// The rule of the table that decided.
     pub rule: String,
     pub gate: Gate,
-    /// Most restrictive first.
+    /// Most restrictive first; never empty.
     pub reasons: Vec<Reason>,
-    /// Roles that may decide or approve.
+    /// Roles that may decide or approve, those of the strictest reason first; empty only where no person is needed.
     pub approvers: Vec<String>,
+    /// The queue of the case, for when no reason names a role.
+    pub queue: String,
+    /// Every check that held the case, in the order of the reasons.
+    pub trace: Vec<TraceEntry>,
+}
+
+/// One check that held a case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceEntry {
+    /// `gate.…`, `guardrail.…`, `rule.ID`, `approval.ID`, or the name of a later check.
+    pub check: String,
+    pub code: ReasonCode,
+    /// The freest disposition the check allows.
+    pub floor: Disposition,
 }
 
 impl Verdict {
-    /// Takes automation away for `reason`.
-    pub fn require_person(&mut self, _reason: Reason) {
-        todo!()
+    /// Takes automation away for `reason`: a person decides.
+    pub fn require_person(&mut self, reason: Reason) {
+        self.reasons.retain(|reason| reason.code != ReasonCode::WithinPolicy);
+        let entry = TraceEntry { check: "pipeline".to_owned(), code: reason.code, floor: Disposition::Review };
+        // Stays behind what is stricter still, so that the order of the reasons holds.
+        let position = self.trace.iter().take_while(|entry| entry.floor > Disposition::Review).count();
+        self.trace.insert(position, entry);
+        self.reasons.insert(position, reason);
+        self.disposition = self.disposition.max(Disposition::Review);
+        if self.approvers.is_empty() {
+            self.approvers.push(self.queue.clone());
+        }
     }
 }
 
-/// The acceptance thresholds of a bundle, per type.
-#[derive(Debug)]
-pub struct Thresholds {}
+/// Section `policy` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// The policy file; the embedded [`DEFAULT_POLICY`] where none is named.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Whether a machine may act alone at all.
+    pub automation_enabled: bool,
+}
+
+/// The policy that holds where no other is named, with its cases. It is also the documentation of the format.
+pub const DEFAULT_POLICY: &str = include_str!("../../config/policy/default.toml");
 
 /// A compiled policy.
 #[derive(Debug)]
-pub struct Policy {}
+pub struct Policy {
+    version: String,
+    automation_enabled: bool,
+    /// The queue of a case that has no owner.
+    default_role: String,
+    /// Owners of the taxonomy and the policy's own roles.
+    roles: Vec<String>,
+    type_codes: Vec<String>,
+    vocabulary: view::Vocabulary,
+    gate: gate::GateSettings,
+    guardrails: guardrails::Guardrails,
+    table: table::DecisionTable<load::RuleEffect>,
+    approvals: table::DecisionTable<load::ApprovalEffect>,
+    cases: Vec<cases::Case>,
+}
 
 impl Policy {
+    /// The version the file states; recorded with every decision.
     pub fn version(&self) -> &str {
-        todo!()
+        &self.version
     }
 
-    pub fn approver_role(&self, _action: &ActionDefinition, _facts: &Facts, _risk: Option<&Risk>) -> Option<String> {
-        todo!()
+    /// The same policy with automation switched on or off.
+    #[must_use]
+    pub fn with_automation(mut self, enabled: bool) -> Self {
+        self.automation_enabled = enabled;
+        self
     }
+}
 
-    pub fn evaluate(&self, _input: &PolicyInput<'_>) -> Verdict {
-        todo!()
-    }
+/// Why a policy or a threshold file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error("the file is not readable")]
+    Parse(#[from] toml::de::Error),
+    #[error("`version` is empty; decisions are recorded with it")]
+    NoVersion,
+    #[error("`{name}` is not a known {kind} (in `{at}`)")]
+    UnknownName { kind: &'static str, name: String, at: String },
+    #[error("`{field}` must be {expected}")]
+    BadNumber { field: String, expected: &'static str },
+    #[error("`{id}` is defined twice among the {table} rows")]
+    DuplicateId { table: &'static str, id: String },
+    #[error("the last {table} row must have no `when`, so that it catches every case")]
+    NoCatchAll { table: &'static str },
+    #[error("the catch-all {table} row `{id}` frees what nobody thought of; it must ask for a person")]
+    FreeCatchAll { table: &'static str, id: String },
+    #[error("{table} row `{id}` can never be reached: `{earlier}` before it takes every case")]
+    Unreachable { table: &'static str, id: String, earlier: String },
+    #[error(
+        "a case that rises from `{low}` to `{high}` would move from {table} row `{held}` to the freer `{freed}`; \
+         put a row as strict as `{held}` for `{high}` before it"
+    )]
+    NotMonotone { table: &'static str, held: String, freed: String, low: String, high: String },
+    #[error("the cell for {kind} in `{at}` is empty and would never match; leave it out to match anything")]
+    EmptyCell { kind: &'static str, at: String },
+    #[error("guardrail `{guardrail}` has the disposition `auto_resolve` and would hold nothing")]
+    HoldsNothing { guardrail: &'static str },
+    #[error("approval row `{id}` names a type; an approval depends on the action and the facts alone")]
+    TypeInApproval { id: String },
+    #[error(
+        "approval row `{id}` asks for no approval; its cells must be `reversible = true` and `touches = [\"nothing\"]` at least"
+    )]
+    FreeApproval { id: String },
+    #[error("the threshold of `{type}` must be either a number or `insufficient_evidence = true`")]
+    ContradictoryThreshold { r#type: String },
 }

@@ -1,12 +1,23 @@
 //! What to do next: candidate actions, which of them the facts allow, and how they rank.
 //!
+//! The action model of a bundle ([`model`]) says how often a competent operator accepts an action for a type; it is mixed over the
+//! candidate types by their calibrated probability, so that doubt about the type spreads to the actions. [`feasibility`] lets the
+//! facts rule actions out or speak for them. [`summary`] says to a person what is known, extractively.
+//!
 //! It refuses to decide whether a machine may act: that is policy.
+
+mod feasibility;
+mod model;
+mod rank;
+mod summary;
+
+pub use model::{RecommendError, Recommender};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::classifier::Classification;
-use crate::event::{Content, Facts};
+use crate::event::Facts;
 use crate::risk::Risk;
 use crate::taxonomy::Taxonomy;
 
@@ -17,7 +28,8 @@ pub struct Recommendation {
     pub action: String,
     /// From 1, the best.
     pub rank: usize,
-    /// Share of comparable cases in which a competent operator accepts this action, 0 to 1.
+    /// Share of comparable cases in which a competent operator accepts this action, 0 to 1; discounted where facts that speak for
+    /// it are not known.
     pub score: f64,
     /// Money the action is expected to save net of its cost, in `currency`; absent where no risk is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,20 +62,4 @@ pub struct RecommendInput<'a> {
     pub classification: Option<&'a Classification>,
     pub facts: &'a Facts,
     pub risk: Option<&'a Risk>,
-}
-
-/// The action model of a bundle.
-#[derive(Debug)]
-pub struct Recommender {}
-
-impl Recommender {
-    /// Every candidate action, feasible ones first, best first; never empty: `manual_review` is always among them.
-    pub fn recommend(&self, _input: &RecommendInput<'_>) -> Vec<Recommendation> {
-        todo!()
-    }
-
-    /// The reviewer's summary.
-    pub fn summary(&self, _content: &Content, _classification: Option<&Classification>, _risk: Option<&Risk>) -> String {
-        todo!()
-    }
 }

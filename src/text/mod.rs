@@ -1,7 +1,20 @@
 //! From a narrative to token ids: normalise, tokenise off the hot path, truncate and say so.
+//!
+//! [`normalize`] brings a narrative into the one form that tokenizer and lexical features see. [`Tokenizer`] turns it into ids,
+//! synchronously; [`spawn`] puts tokenizers on threads of their own behind a cloneable [`Handle`], because a long narrative takes
+//! milliseconds that no async thread has. It refuses to cut silently: a [`TokenCount`] says how much of a text was seen. Next:
+//! `batching`, which takes the ids to the encoder.
+
+mod normalize;
+mod tokenizer;
+mod worker;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use normalize::{NormalizedText, normalize};
+pub use tokenizer::Tokenizer;
+pub use worker::{Handle, spawn};
 
 /// How much of a text the encoder saw, in tokens including the two special ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -10,43 +23,48 @@ pub struct TokenCount {
     pub used: usize,
 }
 
-/// A narrative in the one form that tokenizer and lexical features see: NFKC, no zero-width or bidi controls, single spaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NormalizedText(std::sync::Arc<str>);
-
-impl NormalizedText {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Normalises a narrative.
-pub fn normalize(_narrative: &str) -> NormalizedText {
-    todo!()
-}
-
 /// A text as the encoder takes it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedText {
     /// At most `max_tokens`, special tokens included.
     pub input_ids: Vec<u32>,
     pub count: TokenCount,
 }
 
+/// How the tokenizer threads are set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextConfig {
+    /// Tokenizer threads. One keeps up with several encoder workers: a narrative costs a hundredth of its encoding.
+    pub workers: usize,
+    /// Texts that may wait for a tokenizer; further callers wait for a place instead of being refused, because the encoder's
+    /// queue is where overload is answered.
+    pub queue_capacity: usize,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self { workers: 1, queue_capacity: 256 }
+    }
+}
+
 /// Why a text was not tokenised.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
+    #[error("`tokenizer.json` cannot be read")]
+    InvalidTokenizer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("`tokenizer.json` does not enclose a text in two special tokens: an empty text gives {n_tokens} tokens")]
+    UnsupportedTokenizer { n_tokens: usize },
+    #[error("`max_tokens` is {max_tokens}; it must leave room for at least one token between the two special ones")]
+    MaxTokensTooSmall { max_tokens: usize },
+    #[error("`text.{field}` must be at least 1")]
+    InvalidConfig { field: &'static str },
+    #[error("the tokenizer refused the text")]
+    Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the tokenizer panicked on the text")]
+    Panicked,
+    #[error("no tokenizer thread could be started")]
+    Spawn(#[source] std::io::Error),
     #[error("the tokenizer worker has ended")]
     WorkerGone,
-}
-
-/// The cloneable end of the tokenizer threads.
-#[derive(Debug, Clone)]
-pub struct Handle {}
-
-impl Handle {
-    /// Tokenises one text off the async threads.
-    pub async fn tokenize(&self, _text: NormalizedText) -> Result<TokenizedText, TextError> {
-        todo!()
-    }
 }

@@ -1,0 +1,129 @@
+//! Two linear heads: one on the words of a text, one on its embedding.
+//!
+//! Frozen embeddings separate topics (bearings, vaccines), the words name the blocker; they err differently, so both speak and
+//! `calibration` weighs them. Each head has one output a type and one more for "fits no type". It refuses to normalise text and
+//! to know the taxonomy.
+
+use super::ClassifierError;
+use super::calibration::RawScores;
+use super::lexical::Lexicon;
+
+/// A linear map with a bias.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Linear {
+    n_outputs: usize,
+    /// Shape `(n_inputs, n_outputs)`, row by row, so that the outputs of one input lie together.
+    weight: Vec<f32>,
+    /// Shape `(n_outputs,)`.
+    bias: Vec<f32>,
+}
+
+impl Linear {
+    /// # Errors
+    /// [`ClassifierError::WrongShape`] where `weight` is not whole rows of the bias's length, [`ClassifierError::NonFinite`].
+    pub fn new(name: &'static str, weight: Vec<f32>, bias: Vec<f32>) -> Result<Self, ClassifierError> {
+        let n_outputs = bias.len();
+        if n_outputs == 0 || !weight.len().is_multiple_of(n_outputs) {
+            let expected = format!("rows of {n_outputs}");
+            return Err(ClassifierError::WrongShape { name: name.to_owned(), found: vec![weight.len()], expected });
+        }
+        if !weight.iter().chain(&bias).all(|value| value.is_finite()) {
+            return Err(ClassifierError::NonFinite { name: name.to_owned() });
+        }
+        Ok(Self { n_outputs, weight, bias })
+    }
+
+    pub fn n_inputs(&self) -> usize {
+        self.weight.len() / self.n_outputs
+    }
+
+    pub fn n_outputs(&self) -> usize {
+        self.n_outputs
+    }
+
+    pub fn weight(&self) -> &[f32] {
+        &self.weight
+    }
+
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
+    /// Outputs for a sparse input of `(input, value)` pairs.
+    ///
+    /// # Panics
+    /// Where an input's number is not under `n_inputs`.
+    pub fn forward(&self, entries: impl IntoIterator<Item = (usize, f32)>) -> Vec<f32> {
+        let mut outputs = self.bias.clone();
+        for (input, value) in entries {
+            let row = &self.weight[input * self.n_outputs..][..self.n_outputs];
+            for (output, weight) in outputs.iter_mut().zip(row) {
+                *output += value * weight;
+            }
+        }
+        outputs
+    }
+}
+
+/// The trained heads with the lexicon they read.
+#[derive(Debug, Clone)]
+pub struct Heads {
+    lexicon: Lexicon,
+    lexical: Linear,
+    dense: Linear,
+}
+
+impl Heads {
+    /// # Errors
+    /// [`ClassifierError::WrongShape`] where heads and lexicon do not fit each other.
+    pub fn new(lexicon: Lexicon, lexical: Linear, dense: Linear) -> Result<Self, ClassifierError> {
+        let wrong = |name: &str, found, expected: usize| {
+            Err(ClassifierError::WrongShape { name: name.to_owned(), found: vec![found], expected: expected.to_string() })
+        };
+        if lexical.n_inputs() != lexicon.n_features() {
+            return wrong("lexical.weight", lexical.n_inputs(), lexicon.n_features());
+        }
+        if dense.n_outputs() != lexical.n_outputs() {
+            return wrong("dense.bias", dense.n_outputs(), lexical.n_outputs());
+        }
+        if lexical.n_outputs() < 2 {
+            return wrong("lexical.bias", lexical.n_outputs(), 2);
+        }
+        Ok(Self { lexicon, lexical, dense })
+    }
+
+    /// Number of types; each head has one output more.
+    pub fn n_types(&self) -> usize {
+        self.lexical.n_outputs() - 1
+    }
+
+    pub fn hidden_size(&self) -> usize {
+        self.dense.n_inputs()
+    }
+
+    pub fn lexicon(&self) -> &Lexicon {
+        &self.lexicon
+    }
+
+    pub fn lexical(&self) -> &Linear {
+        &self.lexical
+    }
+
+    pub fn dense(&self) -> &Linear {
+        &self.dense
+    }
+
+    /// Scores one normalised text with its embedding of shape `(hidden_size,)`.
+    ///
+    /// # Panics
+    /// Where the embedding has another length: the bundle checks at load that encoder and classifier fit.
+    pub fn raw_scores(&self, text: &str, embedding: &[f32]) -> RawScores {
+        assert_eq!(embedding.len(), self.hidden_size(), "the embedding fits the classifier");
+        let features = self.lexicon.vectorize(text);
+        let mut lexical = self.lexical.forward(features.entries.iter().map(|&(feature, value)| (feature as usize, value)));
+        let mut dense = self.dense.forward(embedding.iter().copied().enumerate());
+        let lexical_novelty = lexical.pop().expect("a head has at least two outputs");
+        let dense_novelty = dense.pop().expect("both heads have the same outputs");
+        RawScores { lexical, dense, lexical_novelty, dense_novelty, health: features.health }
+    }
+}

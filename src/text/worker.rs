@@ -1,0 +1,193 @@
+//! Tokenizer threads behind a cloneable handle.
+//!
+//! Each thread owns a tokenizer and takes requests from one bounded channel. A caller who has gone is skipped, a text that makes
+//! the tokenizer panic is answered with an error and the thread goes on. The threads end when the last [`Handle`] is dropped.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{NormalizedText, TextConfig, TextError, TokenizedText, Tokenizer};
+
+/// Starts `config.workers` threads, each with its own copy of the tokenizer.
+///
+/// # Errors
+/// [`TextError::InvalidConfig`] for a zero, [`TextError::Spawn`] where the system has no thread to give.
+pub fn spawn(tokenizer: Tokenizer, config: &TextConfig) -> Result<Handle, TextError> {
+    spawn_with(move |text| tokenizer.tokenize(text), config)
+}
+
+/// As [`spawn`], for any function in the tokenizer's place.
+fn spawn_with<F>(tokenize: F, config: &TextConfig) -> Result<Handle, TextError>
+where
+    F: Fn(&NormalizedText) -> Result<TokenizedText, TextError> + Clone + Send + 'static,
+{
+    for (field, value) in [("workers", config.workers), ("queue_capacity", config.queue_capacity)] {
+        if value == 0 {
+            return Err(TextError::InvalidConfig { field });
+        }
+    }
+    let (request_tx, request_rx) = mpsc::channel(config.queue_capacity);
+    let request_rx = Arc::new(Mutex::new(request_rx));
+    for worker_idx in 0..config.workers {
+        let worker = Worker { request_rx: Arc::clone(&request_rx), tokenize: tokenize.clone() };
+        let builder = thread::Builder::new().name(format!("tokenizer-{worker_idx}"));
+        builder.spawn(move || worker.run()).map_err(TextError::Spawn)?;
+    }
+    Ok(Handle { request_tx })
+}
+
+/// The cloneable end of the tokenizer threads.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// The workers hold the receiving end; its capacity is `text.queue_capacity`.
+    request_tx: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// Tokenises one text off the async threads. Waits for a place where the channel is full.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenize`], [`TextError::Panicked`]; [`TextError::WorkerGone`] where no thread is left.
+    pub async fn tokenize(&self, text: NormalizedText) -> Result<TokenizedText, TextError> {
+        let (response_tx, response_rx) = oneshot::channel();
+        self.request_tx.send(Request { text, response_tx }).await.map_err(|_| TextError::WorkerGone)?;
+        response_rx.await.map_err(|_| TextError::WorkerGone)?
+    }
+}
+
+#[derive(Debug)]
+struct Request {
+    text: NormalizedText,
+    /// [`Handle::tokenize`] waits at the other end; closed where its caller has gone.
+    response_tx: oneshot::Sender<Result<TokenizedText, TextError>>,
+}
+
+struct Worker<F> {
+    /// Held only while waiting for the next request, so one idle worker waits here and the others behind it.
+    request_rx: Arc<Mutex<mpsc::Receiver<Request>>>,
+    tokenize: F,
+}
+
+impl<F: Fn(&NormalizedText) -> Result<TokenizedText, TextError>> Worker<F> {
+    fn run(self) {
+        while let Some(Request { text, response_tx }) = self.next_request() {
+            if response_tx.is_closed() {
+                continue;
+            }
+            // The tokenizer is never changed by a call, so nothing half-done survives a panic in it.
+            let answer = catch_unwind(AssertUnwindSafe(|| (self.tokenize)(&text))).unwrap_or(Err(TextError::Panicked));
+            // A caller who went in the meantime wants no answer.
+            let _ = response_tx.send(answer);
+        }
+    }
+
+    fn next_request(&self) -> Option<Request> {
+        // Receiving leaves the channel whole at every point, so the lock of a thread that died is as good as any.
+        self.request_rx.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::text::{TokenCount, normalize};
+
+    fn one_token_a_byte(text: &NormalizedText) -> Result<TokenizedText, TextError> {
+        let input_ids: Vec<u32> = text.as_str().bytes().map(u32::from).collect();
+        let n_tokens = input_ids.len();
+        Ok(TokenizedText { input_ids, count: TokenCount { total: n_tokens, used: n_tokens } })
+    }
+
+    fn config(workers: usize, queue_capacity: usize) -> TextConfig {
+        TextConfig { workers, queue_capacity }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_and_the_worker_goes_on() {
+        let tokenize = |text: &NormalizedText| {
+            assert_ne!(text.as_str(), "poison");
+            one_token_a_byte(text)
+        };
+        let handle = spawn_with(tokenize, &config(1, 1)).unwrap();
+        for _ in 0..3 {
+            assert!(matches!(handle.tokenize(normalize("poison")).await, Err(TextError::Panicked)));
+            assert_eq!(handle.tokenize(normalize("ab")).await.unwrap().input_ids, [97, 98]);
+        }
+    }
+
+    /// A tokenizer that reports each text it starts on and then waits to be let go.
+    fn gated() -> (impl Fn(&NormalizedText) -> Result<TokenizedText, TextError> + Clone + Send, Receiver<String>, Sender<()>) {
+        let (started_tx, started_rx) = channel();
+        let (gate_tx, gate_rx) = channel::<()>();
+        let gate_rx = Arc::new(Mutex::new(gate_rx));
+        let tokenize = move |text: &NormalizedText| {
+            started_tx.send(text.as_str().to_owned()).unwrap();
+            gate_rx.lock().unwrap().recv().unwrap();
+            one_token_a_byte(text)
+        };
+        (tokenize, started_rx, gate_tx)
+    }
+
+    #[tokio::test]
+    async fn a_full_channel_makes_callers_wait() {
+        let (tokenize, _started_rx, gate_tx) = gated();
+        let handle = spawn_with(tokenize, &config(1, 1)).unwrap();
+        let texts: Vec<String> = (0..20).map(|idx| format!("text {idx}")).collect();
+        let calls: Vec<_> = texts
+            .iter()
+            .map(|text| {
+                let (handle, text) = (handle.clone(), normalize(text));
+                tokio::spawn(async move { handle.tokenize(text).await })
+            })
+            .collect();
+        for _ in &texts {
+            gate_tx.send(()).unwrap();
+        }
+        for (call, text) in calls.into_iter().zip(&texts) {
+            let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+            assert_eq!(call.await.unwrap().unwrap().input_ids, ids);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_has_gone_costs_nothing() {
+        let (tokenize, started_rx, gate_tx) = gated();
+        let handle = spawn_with(tokenize, &config(1, 8)).unwrap();
+        let call = |text: &str| {
+            let (handle, text) = (handle.clone(), normalize(text));
+            tokio::spawn(async move { handle.tokenize(text).await })
+        };
+        let first = call("first");
+        // Yielding hands the request over; the worker then stands at the gate with it.
+        tokio::task::yield_now().await;
+        assert_eq!(started_rx.recv().unwrap(), "first");
+        let gone = call("gone");
+        tokio::task::yield_now().await;
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+        let last = call("last");
+        tokio::task::yield_now().await;
+        for _ in 0..2 {
+            gate_tx.send(()).unwrap();
+        }
+        assert!(first.await.unwrap().is_ok() && last.await.unwrap().is_ok());
+        assert_eq!(started_rx.try_iter().collect::<Vec<_>>(), ["last"]);
+    }
+
+    #[test]
+    fn zero_workers_or_places_are_refused() {
+        #[track_caller]
+        fn check(workers: usize, queue_capacity: usize, expected: &str) {
+            let refusal = spawn_with(one_token_a_byte, &config(workers, queue_capacity)).unwrap_err();
+            assert!(matches!(refusal, TextError::InvalidConfig { field } if field == expected), "{refusal}");
+        }
+
+        check(0, 1, "workers");
+        check(1, 0, "queue_capacity");
+    }
+}

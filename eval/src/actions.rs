@@ -23,6 +23,9 @@ use sluice::text::TokenCount;
 /// What acting costs and saves, where no other file is named.
 pub const DEFAULT_ASSUMPTIONS: &str = include_str!("../assumptions/actions.toml");
 
+/// How many cases the average over all types counts as, for every type.
+pub const DEFAULT_SMOOTHING: f64 = 2.0;
+
 /// Probabilities under this are left out of the file: they are smoothing, and the ranking does not show them.
 const MINIMUM_PROBABILITY: f64 = 0.001;
 
@@ -39,7 +42,7 @@ pub struct Args {
     #[arg(long)]
     pub assumptions: Option<PathBuf>,
     /// How many cases the average over all types counts as, for every type.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = DEFAULT_SMOOTHING)]
     pub smoothing: f64,
     /// Folder for `actions.toml`.
     #[arg(long)]

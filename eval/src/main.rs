@@ -1,3 +1,48 @@
-//! `sluice-eval`: see `sluice-eval --help`.
+//! `sluice-eval`: train, evaluate and simulate. Every command is a module of the library; this file only dispatches.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use sluice_eval::{actions, build, classifier, risk, simulate};
+
+#[derive(Debug, Parser)]
+#[command(name = "sluice-eval", version, about = "The evaluation harness of Sluice")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train one of a bundle's models.
+    Train {
+        #[command(subcommand)]
+        model: Model,
+    },
+    /// Make synthetic case history with known ground truth.
+    Simulate(simulate::Args),
+    /// Rebuild every artefact of a bundle from training data, with fixed seeds.
+    Build(build::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum Model {
+    /// Heads, calibration, novelty and thresholds from labelled texts.
+    Classifier(classifier::train::Args),
+    /// Boosted trees from any table, written as ONNX.
+    Risk(risk::Args),
+    /// Which action a competent operator accepts, by type.
+    Actions(actions::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    match Cli::parse().command {
+        Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
+        Command::Train { model: Model::Risk(args) } => risk::run(&args).map(drop),
+        Command::Train { model: Model::Actions(args) } => actions::run(&args).map(drop),
+        Command::Simulate(args) => simulate::run(&args).map(drop),
+        Command::Build(args) => build::run(&args),
+    }
+}

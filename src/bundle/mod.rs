@@ -131,7 +131,7 @@ pub fn load(directory: &Path) -> Result<Bundle, BundleError> {
     let (manifest, hash) = Manifest::read(directory)?;
     let artefacts = manifest.read_artefacts(directory)?;
     let encoder = manifest.read_encoder(directory)?;
-    let models = models(&manifest, hash, &artefacts)?;
+    let models = Models::parse(&manifest, hash, &artefacts)?;
     let golden = GoldenCase::parse_all(artefacts.bytes(GOLDEN)?)?;
     Ok(Bundle { models, encoder, golden })
 }
@@ -146,26 +146,31 @@ pub fn taxonomy(directory: &Path) -> Result<Taxonomy, BundleError> {
     Ok(Taxonomy::from_toml(artefacts.text(TAXONOMY)?)?)
 }
 
-/// Parses the models of a bundle from bytes whose hashes hold.
-fn models(manifest: &Manifest, hash: String, artefacts: &Artefacts) -> Result<Models, BundleError> {
-    let taxonomy = Taxonomy::from_toml(artefacts.text(TAXONOMY)?)?;
-    let classifier_artefacts =
-        ClassifierArtefacts { config: artefacts.bytes(CLASSIFIER_CONFIG)?, weights: artefacts.bytes(CLASSIFIER_WEIGHTS)? };
-    let classifier = Classifier::load(&classifier_artefacts, &taxonomy)?;
-    let has_risk = [RISK_FEATURES, RISK_SLA, RISK_REVENUE, RISK_CALIBRATION, RISK_GOLDEN].iter().any(|path| artefacts.has(path));
-    let risk = if has_risk {
-        Some(RiskModel::load(&RiskArtefacts {
-            features: artefacts.bytes(RISK_FEATURES)?,
-            sla: artefacts.bytes(RISK_SLA)?,
-            revenue: artefacts.bytes(RISK_REVENUE)?,
-            calibration: artefacts.bytes(RISK_CALIBRATION)?,
-            golden: artefacts.bytes(RISK_GOLDEN)?,
-        })?)
-    } else {
-        None
-    };
-    let recommender = Recommender::from_toml(artefacts.text(ACTIONS)?, &taxonomy)?;
-    let thresholds = Thresholds::from_toml(artefacts.text(THRESHOLDS)?, &taxonomy).map_err(BundleError::Thresholds)?;
-    let identity = BundleIdentity { name: manifest.name.clone(), version: manifest.version.clone(), hash };
-    Ok(Models { identity, taxonomy, classifier, risk, recommender, thresholds })
+impl Models {
+    /// Parses the models of a bundle from bytes whose hashes hold; `hash` is the manifest's own.
+    ///
+    /// # Errors
+    /// The first artefact that is not listed or cannot be served.
+    pub fn parse(manifest: &Manifest, hash: String, artefacts: &Artefacts) -> Result<Self, BundleError> {
+        let taxonomy = Taxonomy::from_toml(artefacts.text(TAXONOMY)?)?;
+        let classifier_artefacts =
+            ClassifierArtefacts { config: artefacts.bytes(CLASSIFIER_CONFIG)?, weights: artefacts.bytes(CLASSIFIER_WEIGHTS)? };
+        let classifier = Classifier::load(&classifier_artefacts, &taxonomy)?;
+        let has_risk = [RISK_FEATURES, RISK_SLA, RISK_REVENUE, RISK_CALIBRATION, RISK_GOLDEN].iter().any(|path| artefacts.has(path));
+        let risk = if has_risk {
+            Some(RiskModel::load(&RiskArtefacts {
+                features: artefacts.bytes(RISK_FEATURES)?,
+                sla: artefacts.bytes(RISK_SLA)?,
+                revenue: artefacts.bytes(RISK_REVENUE)?,
+                calibration: artefacts.bytes(RISK_CALIBRATION)?,
+                golden: artefacts.bytes(RISK_GOLDEN)?,
+            })?)
+        } else {
+            None
+        };
+        let recommender = Recommender::from_toml(artefacts.text(ACTIONS)?, &taxonomy)?;
+        let thresholds = Thresholds::from_toml(artefacts.text(THRESHOLDS)?, &taxonomy).map_err(BundleError::Thresholds)?;
+        let identity = BundleIdentity { name: manifest.name.clone(), version: manifest.version.clone(), hash };
+        Ok(Self { identity, taxonomy, classifier, risk, recommender, thresholds })
+    }
 }

@@ -11,9 +11,9 @@ use sluice::batching::encode_all;
 use sluice::encoder::{BertConfig, CandleEncoder, Encoder, EncoderError, PackedBatch};
 use sluice::text::{TokenizedText, Tokenizer, normalize};
 
-/// Rounding the weights to float16 turns an embedding by about this much at most.
+/// What the contract asks for. Rounding the weights to float16 costs 1.3e-6 of it on these texts.
 const MIN_COSINE: f32 = 0.9999;
-/// The same sums in another order of blocks.
+/// The same sums in another order of blocks; the contract allows 1e-4.
 const BATCH_TOLERANCE: f32 = 1e-5;
 
 static ENCODER: LazyLock<CandleEncoder> = LazyLock::new(|| {
@@ -68,9 +68,9 @@ fn embeddings_agree_with_sentence_transformers() {
 
 #[test]
 fn an_embedding_is_the_same_alone_and_in_any_company() {
-    // Every 40th narrative of every part: short and long, five languages.
+    // Every 80th narrative of every part: short and long, five languages.
     let texts: Vec<String> = (1..=10)
-        .flat_map(|part| field(&format!("training-data/narratives/part-{part}.jsonl"), "narrative").into_iter().step_by(40))
+        .flat_map(|part| field(&format!("training-data/narratives/part-{part}.jsonl"), "narrative").into_iter().step_by(80))
         .collect();
     let tokenized = tokenize(&texts);
     let alone = encode_all(&mut ENCODER.clone(), &tokenized, 0).unwrap();

@@ -1,0 +1,177 @@
+//! The serving path without the service: tokenizer, encoder and classifier called in a row.
+//!
+//! What is measured here is what is served: the same normalisation, the same tokenizer, the same encoder and the same
+//! `Classifier::classify` as in `decision.rs`. Embeddings can be kept in a file between runs, keyed by encoder and text.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
+use sluice::batching::encode_all;
+use sluice::classifier::{Classification, Classifier, ClassifierArtefacts};
+use sluice::encoder::{CandleEncoder, Encoder};
+use sluice::taxonomy::Taxonomy;
+use sluice::text::{NormalizedText, TokenCount, TokenizedText, Tokenizer, normalize};
+
+/// Tokens of a text that the encoder sees; as served by default.
+pub const MAX_TOKENS: usize = 256;
+
+/// Tokens a batch holds at most; more gains nothing on a CPU.
+const MAX_BATCH_TOKENS: usize = 2_048;
+
+/// Texts between two ticks of the progress bar.
+const CHUNK: usize = 64;
+
+/// A text as the classifier takes it.
+#[derive(Debug, Clone)]
+pub struct EncodedText {
+    pub text: NormalizedText,
+    pub tokens: TokenCount,
+    /// Shape `(hidden_size,)`.
+    pub embedding: Vec<f32>,
+}
+
+/// Normalises, tokenises and embeds every text, with a progress bar.
+///
+/// `encoder` is a folder with `config.json`, `tokenizer.json` and `model.safetensors`. `cache` is a file of embeddings that is
+/// read where it exists and written back with the new ones.
+///
+/// # Errors
+/// An encoder that cannot be loaded or fails.
+pub fn encode_texts(encoder: &Path, texts: &[&str], cache: Option<&Path>) -> Result<Vec<EncodedText>> {
+    let read = |name: &str| {
+        let path = encoder.join(name);
+        std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))
+    };
+    let weights = read("model.safetensors")?;
+    let tokenizer = Tokenizer::from_bytes(&read("tokenizer.json")?, MAX_TOKENS)?;
+    let mut engine = CandleEncoder::load(&read("config.json")?, &weights)?;
+    let mut cache = Cache::open(cache, &weights)?;
+
+    let normalized: Vec<NormalizedText> = texts.iter().map(|text| normalize(text)).collect();
+    let tokenized = normalized.iter().map(|text| tokenizer.tokenize(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut missing: Vec<usize> = (0..texts.len()).filter(|&idx| cache.find(&tokenized[idx]).is_none()).collect();
+    // Texts of one length share a batch, so no batch waits for its longest.
+    missing.sort_by_key(|&idx| tokenized[idx].count.used);
+
+    let bar = progress(missing.len(), "embedding");
+    for chunk in missing.chunks(CHUNK) {
+        let batch: Vec<TokenizedText> = chunk.iter().map(|&idx| tokenized[idx].clone()).collect();
+        let embeddings = encode_all(&mut engine, &batch, MAX_BATCH_TOKENS)?;
+        for (text, embedding) in batch.iter().zip(embeddings) {
+            cache.insert(text, embedding);
+        }
+        bar.inc(chunk.len() as u64);
+    }
+    bar.finish_and_clear();
+    cache.save(engine.hidden_size())?;
+    let encoded = normalized.into_iter().zip(&tokenized).map(|(text, tokenized)| {
+        let embedding = cache.find(tokenized).expect("every text was found or embedded").clone();
+        EncodedText { text, tokens: tokenized.count, embedding }
+    });
+    Ok(encoded.collect())
+}
+
+/// A bar that counts texts.
+pub fn progress(n: usize, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:12} {bar:40} {pos}/{len} {per_sec} {eta}").expect("the template is valid");
+    ProgressBar::new(n as u64).with_style(style).with_message(what.to_owned())
+}
+
+/// What a classifier needs of a bundle's folder.
+#[derive(Debug)]
+pub struct ClassifierBundle {
+    pub taxonomy: Taxonomy,
+    pub classifier: Classifier,
+}
+
+impl ClassifierBundle {
+    /// Reads taxonomy and classifier from a bundle's folder.
+    ///
+    /// # Errors
+    /// A missing or contradictory file.
+    pub fn open(bundle: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = bundle.join(name);
+            std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))
+        };
+        let taxonomy = String::from_utf8(read("taxonomy.toml")?).context("`taxonomy.toml` is not UTF-8")?;
+        let taxonomy = Taxonomy::from_toml(&taxonomy)?;
+        let (config, weights) = (read("classifier.toml")?, read("classifier.safetensors")?);
+        let classifier = Classifier::load(&ClassifierArtefacts { config: &config, weights: &weights }, &taxonomy)?;
+        Ok(Self { taxonomy, classifier })
+    }
+
+    /// Classifies texts as the service would.
+    pub fn classify(&self, texts: &[EncodedText]) -> Result<Vec<Classification>> {
+        let hidden_size = self.classifier.hidden_size();
+        ensure!(
+            texts.iter().all(|text| text.embedding.len() == hidden_size),
+            "the classifier reads embeddings of {hidden_size} numbers; this encoder gives others"
+        );
+        Ok(texts.iter().map(|text| self.classifier.classify(&text.text, text.tokens, &text.embedding)).collect())
+    }
+}
+
+type Key = [u8; 16];
+
+struct Cache {
+    path: Option<PathBuf>,
+    /// Mixed into every key, so that another encoder finds nothing.
+    salt: [u8; 32],
+    embeddings: HashMap<Key, Vec<f32>>,
+    changed: bool,
+}
+
+impl Cache {
+    fn open(path: Option<&Path>, weights: &[u8]) -> Result<Self> {
+        let salt = Sha256::digest(weights).into();
+        let mut embeddings = HashMap::new();
+        if let Some(path) = path.filter(|path| path.exists()) {
+            let bytes = std::fs::read(path)?;
+            let tensors = SafeTensors::deserialize(&bytes).with_context(|| format!("`{}` is no cache", path.display()))?;
+            let keys = tensors.tensor("keys")?;
+            let values = tensors.tensor("values")?;
+            let width = values.shape().get(1).copied().filter(|&width| width > 0).context("the cache has no columns")?;
+            let keys = keys.data().as_chunks::<16>().0;
+            for (key, row) in keys.iter().zip(values.data().chunks_exact(width * 4)) {
+                embeddings.insert(*key, row.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect());
+            }
+        }
+        Ok(Self { path: path.map(Path::to_owned), salt, embeddings, changed: false })
+    }
+
+    fn key(&self, text: &TokenizedText) -> Key {
+        let mut hasher = Sha256::new_with_prefix(self.salt);
+        for id in &text.input_ids {
+            hasher.update(id.to_le_bytes());
+        }
+        let digest: [u8; 32] = hasher.finalize().into();
+        *digest.first_chunk().expect("a digest has 32 bytes")
+    }
+
+    fn find(&self, text: &TokenizedText) -> Option<&Vec<f32>> {
+        self.embeddings.get(&self.key(text))
+    }
+
+    fn insert(&mut self, text: &TokenizedText, embedding: Vec<f32>) {
+        self.embeddings.insert(self.key(text), embedding);
+        self.changed = true;
+    }
+
+    fn save(&self, width: usize) -> Result<()> {
+        let Some(path) = self.path.as_ref().filter(|_| self.changed) else { return Ok(()) };
+        let rows: Vec<_> = self.embeddings.iter().filter(|(_, row)| row.len() == width).collect();
+        let keys: Vec<u8> = rows.iter().flat_map(|(key, _)| **key).collect();
+        let values: Vec<u8> = rows.iter().flat_map(|(_, row)| row.iter().flat_map(|value| value.to_le_bytes())).collect();
+        let tensors = [
+            ("keys", TensorView::new(Dtype::U8, vec![rows.len(), 16], &keys)?),
+            ("values", TensorView::new(Dtype::F32, vec![rows.len(), width], &values)?),
+        ];
+        std::fs::write(path, safetensors::serialize(tensors, None)?)?;
+        Ok(())
+    }
+}

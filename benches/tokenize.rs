@@ -22,17 +22,17 @@ fn tokenize(criterion: &mut Criterion) {
         .map(|record| record["narrative"].as_str().expect("each record has a narrative").to_owned())
         .collect();
     let n_tokens: usize = narratives.iter().map(|text| tokenizer.tokenize(&normalize(text)).expect("plain text").count.total).sum();
-    println!("typical narrative: {} tokens on average", n_tokens / narratives.len());
+    let typical = format!("typical of {} tokens", n_tokens / narratives.len());
 
     let mut group = criterion.benchmark_group("tokenize");
     group.throughput(Throughput::Elements(1));
     let mut next = narratives.iter().cycle();
-    group.bench_function("normalize/typical", |bencher| {
+    group.bench_function(format!("normalize/{typical}"), |bencher| {
         bencher.iter_batched(|| next.next().expect("a cycle has no end"), |text| normalize(text), BatchSize::SmallInput);
     });
     let normalized: Vec<_> = narratives.iter().map(|text| normalize(text)).collect();
     let mut next = normalized.iter().cycle();
-    group.bench_function("tokenize/typical", |bencher| {
+    group.bench_function(format!("tokenize/{typical}"), |bencher| {
         bencher.iter_batched(|| next.next().expect("a cycle has no end"), |text| tokenizer.tokenize(text), BatchSize::SmallInput);
     });
     group.sample_size(10);

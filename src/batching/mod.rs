@@ -30,7 +30,7 @@ pub struct BatchingConfig {
 
 impl Default for BatchingConfig {
     fn default() -> Self {
-        Self { max_batch_tokens: 256, queue_capacity: 512 }
+        Self { max_batch_tokens: 256, queue_capacity: 1_024 }
     }
 }
 

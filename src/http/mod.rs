@@ -24,7 +24,6 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -86,8 +85,6 @@ fn enclosed<S: Clone + Send + Sync + 'static>(resources: Router<S>, enclosure: E
         .method_not_allowed_fallback(async || Problem::from_status(StatusCode::METHOD_NOT_ALLOWED))
         .fallback(async || Problem::from_status(StatusCode::NOT_FOUND))
         .layer(CatchPanicLayer::custom(panicked))
-        // `body::read` has the limit that counts, with an answer of its own.
-        .layer(DefaultBodyLimit::disable())
         .layer(axum::middleware::from_fn_with_state(enclosure, context::enclose))
 }
 

@@ -222,6 +222,7 @@ fn contains(values: &[String], value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
 
     use super::*;
 
@@ -322,6 +323,18 @@ mod tests {
             compiled.push(row("rest", &[], rest));
             compile(compiled).ok()
         })
+    }
+
+    #[test]
+    fn the_random_tables_of_the_property_are_not_all_refused_or_trivial() {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let tables = (0..2_000).filter_map(|_| table().new_tree(&mut runner).unwrap().current());
+        let varied = |table: &DecisionTable<u8>| {
+            table.rows.iter().any(|row| row.condition.cell(Dimension::ValueBand).is_some())
+                && table.rows.iter().any(|row| row.effect != table.rows[0].effect)
+        };
+        let n_varied = tables.filter(varied).count();
+        assert!(n_varied >= 100, "{n_varied}");
     }
 
     fn value(values: &'static [&'static str]) -> impl Strategy<Value = Value<'static>> {

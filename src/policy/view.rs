@@ -166,8 +166,11 @@ impl Vocabulary {
     /// typed too low must not slip under a limit. `None` where no value is stated or its currency cannot be compared.
     pub(super) fn order_value(&self, order: Option<&Order>) -> Option<f64> {
         let order = order?;
+        let value = order.value?;
         let lines = order.lines.iter().filter_map(|line| Some(line.ordered? * line.unit_price?)).sum::<f64>();
-        self.money.convert(order.value?.max(lines), order.currency.as_deref())
+        // `max` would quietly prefer the other number to one that is not a number.
+        let worth = (value + lines).is_finite().then(|| value.max(lines))?;
+        self.money.convert(worth, order.currency.as_deref())
     }
 
     fn value_band(&self, order: Option<&Order>) -> Option<&str> {

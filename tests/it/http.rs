@@ -298,7 +298,8 @@ fn check_same_answer(left: &Value, right: &Value) {
 async fn ndjson_is_answered_line_by_line_in_order() {
     let api = shared();
     let n_lines = 150;
-    let mut lines: Vec<String> = (0..n_lines).map(|idx| event_with("/narrative", json!(NARRATIVES[idx % 10])).to_string()).collect();
+    let mut lines: Vec<String> =
+        (0..n_lines).map(|idx| event_with("/narrative", json!(NARRATIVES[idx % 10])).to_string()).collect();
     let ids: Vec<Value> = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].clone()).collect();
     lines[7] = "not json".to_owned();
     lines[9] = format!("{{\"narrative\":\"{}\"}}", "x".repeat(2 << 20));
@@ -577,7 +578,10 @@ fn check_golden(name: &str, actual: &str) {
         std::fs::write(&path, actual).unwrap();
     }
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(golden == actual, "docs/{name} differs; if that is meant, run `UPDATE_GOLDEN=1 cargo test --test it golden` and commit it");
+    assert!(
+        golden == actual,
+        "docs/{name} differs; if that is meant, run `UPDATE_GOLDEN=1 cargo test --test it golden` and commit it"
+    );
 }
 
 #[test]

@@ -16,10 +16,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// No step of a test takes this long; one that does has hung.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The defaults on a free port, in memory, with one small engine.
-pub fn raw_config() -> RawConfig {
+pub(crate) fn raw_config() -> RawConfig {
     let mut config = RawConfig::defaults();
     config.server.listen = "127.0.0.1:0".parse().unwrap();
     // Builds without optimisation share a few cores with every other test.
@@ -30,25 +30,25 @@ pub fn raw_config() -> RawConfig {
     config
 }
 
-pub fn bundle_path() -> PathBuf {
+pub(crate) fn bundle_path() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/bundles/default")
 }
 
-pub fn config(adjust: impl FnOnce(&mut RawConfig)) -> Config {
+pub(crate) fn config(adjust: impl FnOnce(&mut RawConfig)) -> Config {
     let mut config = raw_config();
     adjust(&mut config);
     config.check().unwrap()
 }
 
 /// A service of one test, shut down on request.
-pub struct TestApp {
-    pub api: Api,
+pub(crate) struct TestApp {
+    pub(crate) api: Api,
     shutdown: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
 
 impl TestApp {
-    pub async fn spawn(adjust: impl FnOnce(&mut RawConfig)) -> Self {
+    pub(crate) async fn spawn(adjust: impl FnOnce(&mut RawConfig)) -> Self {
         let application = Application::build(config(adjust)).await.unwrap();
         let api = Api::new(application.address());
         let (shutdown, begun) = oneshot::channel();
@@ -59,19 +59,19 @@ impl TestApp {
     }
 
     /// Begins shutdown and waits for its end.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let stopping = self.begin_stop();
         tokio::time::timeout(PATIENCE, stopping).await.unwrap().unwrap();
     }
 
-    pub fn begin_stop(self) -> JoinHandle<()> {
+    pub(crate) fn begin_stop(self) -> JoinHandle<()> {
         self.shutdown.send(()).unwrap();
         self.served
     }
 }
 
 /// The service that tests share which neither fill nor stop it.
-pub fn shared() -> Api {
+pub(crate) fn shared() -> Api {
     static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
     let address = *ADDRESS.get_or_init(|| {
         let (address_tx, address_rx) = std::sync::mpsc::channel();
@@ -90,27 +90,27 @@ pub fn shared() -> Api {
 
 /// A client of one service.
 #[derive(Debug, Clone)]
-pub struct Api {
-    pub address: SocketAddr,
+pub(crate) struct Api {
+    pub(crate) address: SocketAddr,
     client: Client,
 }
 
 /// An answer with everything a test looks at.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: BTreeMap<String, String>,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
     /// The answer as a problem, after checking what every problem has.
     #[track_caller]
-    pub fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         assert_eq!(self.headers["content-type"], "application/problem+json", "{}", self.text);
         let problem: Problem = serde_json::from_str(&self.text).unwrap();
         assert_eq!(problem.status, self.status);
@@ -122,19 +122,19 @@ impl Answer {
 }
 
 impl Api {
-    pub fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         Self { address, client: Client::builder().timeout(PATIENCE).build().unwrap() }
     }
 
-    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: &str, path: &str) -> RequestBuilder {
         self.client.request(method.parse().unwrap(), format!("http://{}{path}", self.address))
     }
 
-    pub fn json_request(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+    pub(crate) fn json_request(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
         self.request("POST", path).header("content-type", "application/json").body(body)
     }
 
-    pub async fn send(&self, request: RequestBuilder) -> Answer {
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Answer {
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
         let text_of = |value: &reqwest::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -142,23 +142,23 @@ impl Api {
         Answer { status, headers, text: response.text().await.unwrap() }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.request("GET", path)).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(self.json_request(path, body.to_string())).await
     }
 
     /// The body of a post that must succeed.
-    pub async fn post_ok(&self, path: &str, body: &Value) -> Value {
+    pub(crate) async fn post_ok(&self, path: &str, body: &Value) -> Value {
         let answer = self.post(path, body).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
         answer.json()
     }
 
     /// The sum of a metric over the label sets that contain `label`.
-    pub async fn metric(&self, name: &str, label: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str, label: &str) -> f64 {
         let page = self.get("/metrics").await.text;
         let samples = page.lines().filter(|line| line.contains(label));
         let samples = samples.filter_map(|line| line.strip_prefix(name)).filter(|rest| rest.starts_with(['{', ' ']));
@@ -166,7 +166,7 @@ impl Api {
     }
 
     /// Waits until the metric reaches `at_least`.
-    pub async fn until_metric(&self, name: &str, at_least: f64) {
+    pub(crate) async fn until_metric(&self, name: &str, at_least: f64) {
         let reached = async {
             while self.metric(name, "").await < at_least {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -177,13 +177,13 @@ impl Api {
 }
 
 /// An id that no other test uses.
-pub fn unique_id() -> String {
+pub(crate) fn unique_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("evt-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A whole event with an id of its own.
-pub fn event() -> Value {
+pub(crate) fn event() -> Value {
     json!({
         "id": unique_id(), "source": "wms/dc-atlanta", "occurred_at": "2026-05-18T14:03:22Z",
         "tenant": "default", "business_unit": "industrial", "site": "DC-ATL",
@@ -204,7 +204,7 @@ pub fn event() -> Value {
 }
 
 /// `event` with the value at a JSON pointer replaced.
-pub fn event_with(pointer: &str, value: Value) -> Value {
+pub(crate) fn event_with(pointer: &str, value: Value) -> Value {
     let mut event = event();
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     event.pointer_mut(parent).unwrap()[name] = value;
@@ -212,7 +212,7 @@ pub fn event_with(pointer: &str, value: Value) -> Value {
 }
 
 /// Ten narratives of different kinds and lengths.
-pub const NARRATIVES: [&str; 10] = [
+pub(crate) const NARRATIVES: [&str; 10] = [
     "Line 2 short pick, found 28 of 40 in the bin, nothing in reserve.",
     "Carrier missed the 16:30 pickup, driver out of hours, trailer still at dock 7.",
     "Price on the PO is 31.50 but the contract says 29.80, customer refuses the invoice.",
@@ -226,6 +226,6 @@ pub const NARRATIVES: [&str; 10] = [
 ];
 
 /// A narrative that keeps the encoder busy for as long as one may.
-pub fn long_narrative() -> String {
+pub(crate) fn long_narrative() -> String {
     NARRATIVES.join(" ").repeat(3)
 }

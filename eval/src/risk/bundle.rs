@@ -193,8 +193,8 @@ fn learn_priority(table: &Table, part: &[usize], probabilities: &[f64], expected
         _ => None,
     };
     let mut losses: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for position in 0..part.len() {
-        if let (Some(currency), Some(loss)) = (text(&currencies.cells[part[position]]), loss(position)) {
+    for (position, &row) in part.iter().enumerate() {
+        if let (Some(currency), Some(loss)) = (text(&currencies.cells[row]), loss(position)) {
             losses.entry(currency).or_default().push(loss);
         }
     }

@@ -64,10 +64,11 @@ pub struct RecommendResult {
 #[utoipa::path(
     post,
     path = "/v1/classify/batch",
+    operation_id = "classify_batch",
     tag = "decisions",
     request_body(content((BatchRequest = "application/json"), (String = "application/x-ndjson"))),
     params(("X-Request-Id" = Option<String>, Header), ("X-Deadline-Ms" = Option<u64>, Header)),
-    responses((status = 200, body = ClassifyBatchAnswer), Problems)
+    responses((status = 200, description = "One result for each event, in order", body = ClassifyBatchAnswer), Problems)
 )]
 pub(super) async fn classify(
     State(state): State<AppState>,
@@ -86,10 +87,11 @@ pub(super) async fn classify(
 #[utoipa::path(
     post,
     path = "/v1/recommend/batch",
+    operation_id = "recommend_batch",
     tag = "decisions",
     request_body(content((BatchRequest = "application/json"), (String = "application/x-ndjson"))),
     params(("X-Request-Id" = Option<String>, Header), ("X-Deadline-Ms" = Option<u64>, Header)),
-    responses((status = 200, body = RecommendBatchAnswer), Problems)
+    responses((status = 200, description = "One result for each event, in order", body = RecommendBatchAnswer), Problems)
 )]
 pub(super) async fn recommend(
     State(state): State<AppState>,

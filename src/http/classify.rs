@@ -20,7 +20,7 @@ use super::service::ClassifyAnswer;
     tag = "decisions",
     request_body = inline(EventRequest),
     params(("X-Request-Id" = Option<String>, Header), ("X-Deadline-Ms" = Option<u64>, Header)),
-    responses((status = 200, body = ClassifyAnswer), Problems)
+    responses((status = 200, description = "The classification and what is at stake", body = ClassifyAnswer), Problems)
 )]
 pub(super) async fn classify(
     State(state): State<AppState>,

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorCode};
     path = "/v1/decisions/{id}",
     tag = "decisions",
     params(("id" = String, Path, description = "`decision_id` of the answer"), ("X-Request-Id" = Option<String>, Header)),
-    responses((status = 200, body = Decision), Problems)
+    responses((status = 200, description = "The decision as it was recorded", body = Decision), Problems)
 )]
 pub(super) async fn decision(
     State(state): State<AppState>,

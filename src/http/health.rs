@@ -107,7 +107,7 @@ pub struct Ready {
 }
 
 /// Whether the process answers
-#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, body = Alive), Problems))]
+#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "It does", body = Alive), Problems))]
 pub(super) async fn livez(_: NoQuery) -> Json<Alive> {
     Json(Alive { status: "alive".to_owned() })
 }
@@ -115,7 +115,7 @@ pub(super) async fn livez(_: NoQuery) -> Json<Alive> {
 /// Whether the service can decide
 ///
 /// A recent real inference, the golden case's own answer, and a store that takes decisions; 503 otherwise.
-#[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, body = Ready), Problems))]
+#[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, description = "It can", body = Ready), Problems))]
 pub(super) async fn readyz(State(state): State<AppState>, _: NoQuery) -> Result<Json<Ready>, Problem> {
     let not_ready = |reason: &str| Problem::new(ErrorCode::Unavailable, reason);
     let age = state.readiness.check().map_err(not_ready)?;

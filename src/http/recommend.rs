@@ -21,7 +21,7 @@ use crate::decision::Decision;
     tag = "decisions",
     request_body = inline(EventRequest),
     params(("X-Request-Id" = Option<String>, Header), ("X-Deadline-Ms" = Option<u64>, Header)),
-    responses((status = 200, body = Decision), Problems)
+    responses((status = 200, description = "The decision, recorded", body = Decision), Problems)
 )]
 pub(super) async fn recommend(
     State(state): State<AppState>,

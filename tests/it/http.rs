@@ -604,6 +604,15 @@ async fn the_contract_is_served_and_lists_what_is_routed() {
             }
         }
     }
+    // Clients are generated from it: operations have names of their own, responses a description.
+    let operations = document["paths"].as_object().unwrap().values().flat_map(|methods| methods.as_object().unwrap().values());
+    let mut names: Vec<&str> = operations.clone().map(|operation| operation["operationId"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    for operation in operations {
+        let responses = operation["responses"].as_object().unwrap().values();
+        assert!(responses.into_iter().all(|response| response["description"].is_string()), "{operation}");
+    }
     // Every reference leads somewhere.
     let text = document.to_string();
     for reference in text.split("\"#/").skip(1).map(|rest| rest.split('"').next().unwrap()) {

@@ -134,12 +134,10 @@ impl<'a> Scanner<'a> {
                 match byte {
                     b'{' => closers.push(b'}'),
                     b'[' => closers.push(b']'),
-                    b'}' | b']' => {
-                        if closers.pop() != Some(byte) {
-                            return Err(self.malformed());
-                        }
-                    }
                     _ => {}
+                }
+                if matches!(byte, b'}' | b']') && closers.pop() != Some(byte) {
+                    return Err(self.malformed());
                 }
                 self.at += 1;
             }

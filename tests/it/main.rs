@@ -1,5 +1,7 @@
 //! All integration tests are one binary: one link step, shared helpers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 mod architecture;
 mod batching;
 mod bundle;

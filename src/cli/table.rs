@@ -91,7 +91,12 @@ pub(super) fn text_cell(path: &str, text: &str) -> Option<Value> {
             _ => {}
         }
     }
-    if is_listed(&NUMBERS, path) {
+    // `007` in a field that may be text is a code.
+    let is_code = path.starts_with("attributes.")
+        && trimmed.trim_start_matches('-').starts_with('0')
+        && !trimmed.contains('.')
+        && trimmed.len() > 1;
+    if is_listed(&NUMBERS, path) && !is_code {
         // Whole numbers stay whole: a line number is no float.
         let whole = trimmed.parse::<i64>().ok().map(Number::from);
         let number = whole.or_else(|| trimmed.parse::<f64>().ok().and_then(Number::from_f64));
@@ -217,6 +222,9 @@ mod tests {
         check("order.regulated", "yes", Some("yes".into()));
         check("attributes.weight", "7", Some(7.into()));
         check("attributes.lane", "a-7", Some("a-7".into()));
+        check("attributes.lane", "007", Some("007".into()));
+        check("attributes.weight", "0", Some(0.into()));
+        check("attributes.weight", "0.5", Some(0.5.into()));
     }
 
     #[test]

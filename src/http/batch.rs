@@ -221,7 +221,7 @@ async fn json(
     let mut permits = state.admission.try_admit(n_admitted)?;
     let running = checked.into_iter().map(|item| match item {
         Ok(work) => {
-            let permit = permits.split(1).expect("one permit was taken for each good item");
+            let permit = permits.split_one().expect("one permit was taken for each good item");
             Either::Left(work.run(state, deadline, permit))
         }
         Err(problem) => Either::Right(ready(Err(problem))),

@@ -1,8 +1,7 @@
 //! Batches as a stream: one event a line in, one result a line out, in order, in bounded memory.
 //!
 //! At most `stream_concurrency` lines are in work; the body is read no further until the first of them has its answer and the
-//! caller has taken it. Each line waits for its permit instead of being refused, so a stream slows down under load and single
-//! requests go first. Lines run in tasks of their own: a caller who reads slowly holds no permits.
+//! caller has taken it. Each line waits for its permit instead of being refused: a stream slows down under load. Lines run in tasks of their own: a caller who reads slowly holds no permits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -58,7 +57,7 @@ async fn work(
     task: Task,
 ) -> Result<Box<serde_json::value::RawValue>, Problem> {
     let work = task.check(EventWire::from_json(&line?), state)?;
-    let permit = tokio::time::timeout(budget, state.admission.admit()).await.map_err(|_| Error::DeadlineExceeded)?;
+    let permit = tokio::time::timeout(budget, state.admission.admit_streamed()).await.map_err(|_| Error::DeadlineExceeded)?;
     work.run(state, Deadline { budget, at: Instant::now() + budget }, permit).await
 }
 

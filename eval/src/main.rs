@@ -14,6 +14,8 @@ enum Command {
     /// Trains a model of a bundle.
     #[command(subcommand)]
     Train(Train),
+    /// Figures, predictions and a report of a bundle on labelled texts.
+    Evaluate(sluice_eval::evaluate::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -25,5 +27,6 @@ enum Train {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Train(Train::Classifier(args)) => sluice_eval::classifier::train::run(args),
+        Command::Evaluate(args) => sluice_eval::evaluate::run(args),
     }
 }

@@ -16,7 +16,7 @@ use crate::bundle::{BundleIdentity, Models};
 use crate::classifier::Classification;
 use crate::error::Error;
 use crate::event::{Content, Event};
-use crate::policy::{Disposition, Gate, Policy, PolicyInput, Reason, ReasonCode};
+use crate::policy::{Disposition, Gate, Policy, PolicyInput, Reason, ReasonCode, Verdict};
 use crate::recommend::{Precedent, RecommendInput, Recommendation};
 use crate::risk::Risk;
 use crate::store::{NewDecision, Store, StoreError};
@@ -96,20 +96,20 @@ impl Pipeline {
             disposition: verdict.disposition,
             action,
             recommendations,
-            gate: verdict.gate,
-            reason_codes: verdict.reasons,
-            approvers: verdict.approvers,
+            gate: verdict.gate.clone(),
+            reason_codes: verdict.reasons.clone(),
+            approvers: verdict.approvers.clone(),
             summary,
             precedents: Vec::new(),
             classification,
             risk,
-            policy: PolicyIdentity { version: self.policy.version().to_owned(), rule: verdict.rule },
+            policy: PolicyIdentity { version: self.policy.version().to_owned(), rule: verdict.rule.clone() },
             bundle: self.models.identity.clone(),
             audit: None,
             replayed: false,
         };
         let started = Instant::now();
-        let decision = self.record(event, input_hash, decision).await?;
+        let decision = self.record(event, input_hash, decision, verdict).await?;
         timings.commit = started.elapsed();
         Ok(Decided { decision, timings })
     }
@@ -139,7 +139,7 @@ impl Pipeline {
     }
 
     /// Records a decision. One that cannot be recorded is answered all the same, but only ever to a person.
-    async fn record(&self, event: Event, input_hash: String, decision: Decision) -> Result<Decision, Error> {
+    async fn record(&self, event: Event, input_hash: String, decision: Decision, mut verdict: Verdict) -> Result<Decision, Error> {
         let new = NewDecision {
             event: serde_json::to_value(&event).map_err(|_| Error::Internal { invariant: "a validated event is JSON" })?,
             key: event.key,
@@ -150,10 +150,9 @@ impl Pipeline {
             Ok(recorded) => Ok(recorded),
             Err(StoreError::Conflict) => Err(Error::Conflict),
             Err(error) => {
-                let mut decision = decision;
-                decision.disposition = decision.disposition.max(Disposition::Review);
-                decision.reason_codes.insert(0, unrecorded(&error));
-                Ok(decision)
+                verdict.require_person(unrecorded(&error));
+                let Verdict { disposition, reasons: reason_codes, approvers, .. } = verdict;
+                Ok(Decision { disposition, reason_codes, approvers, ..decision })
             }
         }
     }

@@ -37,6 +37,9 @@ pub enum ErrorCode {
     InvalidRequest,
     UnsupportedMediaType,
     PayloadTooLarge,
+    UriTooLong,
+    HeadersTooLarge,
+    RequestTimeout,
     NotFound,
     MethodNotAllowed,
     Conflict,
@@ -63,11 +66,14 @@ impl Error {
 
 impl ErrorCode {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::InvalidJson,
         Self::InvalidRequest,
         Self::UnsupportedMediaType,
         Self::PayloadTooLarge,
+        Self::UriTooLong,
+        Self::HeadersTooLarge,
+        Self::RequestTimeout,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Conflict,
@@ -83,6 +89,9 @@ impl ErrorCode {
             Self::InvalidRequest => "invalid_request",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::PayloadTooLarge => "payload_too_large",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::RequestTimeout => "request_timeout",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Conflict => "conflict",
@@ -96,11 +105,13 @@ impl ErrorCode {
     /// Whether the same request may succeed later without a change.
     pub fn retryable(self) -> bool {
         match self {
-            Self::Overloaded | Self::DeadlineExceeded | Self::Unavailable => true,
+            Self::RequestTimeout | Self::Overloaded | Self::DeadlineExceeded | Self::Unavailable => true,
             Self::InvalidJson
             | Self::InvalidRequest
             | Self::UnsupportedMediaType
             | Self::PayloadTooLarge
+            | Self::UriTooLong
+            | Self::HeadersTooLarge
             | Self::NotFound
             | Self::MethodNotAllowed
             | Self::Conflict

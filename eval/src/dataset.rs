@@ -35,6 +35,20 @@ pub struct Columns {
     pub oos_label: String,
 }
 
+impl Columns {
+    /// These files with the column names of the default narratives.
+    pub fn of(data: Vec<PathBuf>) -> Self {
+        Self {
+            data,
+            text: "narrative".to_owned(),
+            label: "type".to_owned(),
+            group: None,
+            secondary: "secondary_types".to_owned(),
+            oos_label: "unrecognized".to_owned(),
+        }
+    }
+}
+
 /// One labelled text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {

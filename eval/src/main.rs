@@ -1,9 +1,10 @@
-//! `sluice-eval`: see `sluice-eval --help`.
+//! `sluice-eval`: train, evaluate and simulate. Every command is a module of the library; this file only dispatches.
 
 use clap::{Parser, Subcommand};
+use sluice_eval::{actions, build, classifier, evaluate, risk, simulate};
 
 #[derive(Debug, Parser)]
-#[command(name = "sluice-eval", version, about = "Train, calibrate, evaluate and compare with the code that serves")]
+#[command(name = "sluice-eval", version, about = "The evaluation harness of Sluice")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -11,22 +12,40 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Trains a model of a bundle.
-    #[command(subcommand)]
-    Train(Train),
-    /// Figures, predictions and a report of a bundle on labelled texts.
-    Evaluate(sluice_eval::evaluate::Args),
+    /// Train one of a bundle's models.
+    Train {
+        #[command(subcommand)]
+        model: Model,
+    },
+    /// Figures, predictions and a report of a bundle on labelled texts; fails where a baseline is missed.
+    Evaluate(evaluate::Args),
+    /// Make synthetic case history with known ground truth.
+    Simulate(simulate::Args),
+    /// Rebuild every artefact of a bundle from training data, with fixed seeds.
+    Build(build::Args),
 }
 
 #[derive(Debug, Subcommand)]
-enum Train {
-    /// Heads, calibration and thresholds from labelled texts.
-    Classifier(sluice_eval::classifier::train::Args),
+enum Model {
+    /// Heads, calibration, novelty and thresholds from labelled texts.
+    Classifier(classifier::train::Args),
+    /// Boosted trees from any table, written as ONNX.
+    Risk(risk::Args),
+    /// Which action a competent operator accepts, by type.
+    Actions(actions::Args),
 }
 
 fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
     match Cli::parse().command {
-        Command::Train(Train::Classifier(args)) => sluice_eval::classifier::train::run(args),
-        Command::Evaluate(args) => sluice_eval::evaluate::run(args),
+        Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
+        Command::Train { model: Model::Risk(args) } => risk::run(&args).map(drop),
+        Command::Train { model: Model::Actions(args) } => actions::run(&args).map(drop),
+        Command::Evaluate(args) => evaluate::run(args),
+        Command::Simulate(args) => simulate::run(&args).map(drop),
+        Command::Build(args) => build::run(&args),
     }
 }

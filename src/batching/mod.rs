@@ -1,9 +1,38 @@
-//! Dynamic batching: a bounded queue as plain data, and the thin thread around it.
+//! Dynamic batching: a bounded queue as plain data, and the thin threads around it.
+//!
+//! [`spawn`] starts one thread for each engine instance. A thread that becomes idle takes at once what is most urgent and fits
+//! its token budget: no timer delays a batch in the hope of company. Full is an answer, a passed deadline is an answer, and an
+//! engine that fails or panics is an answer to exactly the texts it failed on. [`encode_all`] is the synchronous way for bulk
+//! work. It refuses to know tensors. Next: `queue`, who goes next; `batcher`, the threads.
 
-use std::time::{Duration, Instant};
+mod batcher;
+mod queue;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::encoder::{Encoder, EncoderError, PackedBatch};
 use crate::text::TokenizedText;
+
+pub use batcher::{Handle, spawn};
+pub use queue::{Batch, Entry, Queue};
+
+/// How texts gather in front of the encoder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchingConfig {
+    /// Tokens that one call of an engine computes at most. About 256 fill a core; more only makes the urgent wait for the rest.
+    pub max_batch_tokens: usize,
+    /// Texts that may wait; further ones are refused with the time after which to come again.
+    pub queue_capacity: usize,
+}
+
+impl Default for BatchingConfig {
+    fn default() -> Self {
+        Self { max_batch_tokens: 256, queue_capacity: 1_024 }
+    }
+}
 
 /// Why a text was not encoded.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +47,19 @@ pub enum BatchingError {
     Encoder(#[source] EncoderError),
 }
 
+/// Why the encoder threads did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error("`batching.{field}` must be at least 1")]
+    InvalidConfig { field: &'static str },
+    #[error("`encoder.max_tokens` is {max_tokens}; this encoder takes at most {max_sequence_tokens}")]
+    MaxTokensTooLarge { max_tokens: usize, max_sequence_tokens: usize },
+    #[error("the encoder cannot be loaded")]
+    Encoder(#[source] EncoderError),
+    #[error("no encoder thread could be started")]
+    Thread(#[source] std::io::Error),
+}
+
 /// One text through the encoder, with where its time went.
 #[derive(Debug, Clone)]
 pub struct Encoded {
@@ -27,20 +69,6 @@ pub struct Encoded {
     pub queue: Duration,
     /// The forward pass of its whole batch.
     pub encode: Duration,
-}
-
-/// The cloneable end of the encoder queue.
-#[derive(Debug, Clone)]
-pub struct Handle {}
-
-impl Handle {
-    /// Waits for the embedding of one text.
-    ///
-    /// # Errors
-    /// [`BatchingError::QueueFull`] at once where the queue has no room.
-    pub async fn encode(&self, _input_ids: Vec<u32>, _deadline: Option<Instant>) -> Result<Encoded, BatchingError> {
-        todo!()
-    }
 }
 
 /// Encodes texts on the calling thread, in batches of at most `max_batch_tokens` (a longer text makes a batch of its own).
@@ -59,18 +87,23 @@ pub fn encode_all(
     let mut rest = texts;
     while !rest.is_empty() {
         let mut batch = PackedBatch::new();
-        let fitting = |text: &&TokenizedText, batch: &PackedBatch| {
-            batch.is_empty() || batch.n_tokens() + text.input_ids.len() <= max_batch_tokens
-        };
-        while let Some(text) = rest.first().filter(|text| fitting(text, &batch)) {
+        while let Some((text, following)) = rest.split_first() {
+            if !batch.is_empty() && batch.n_tokens() + text.input_ids.len() > max_batch_tokens {
+                break;
+            }
             batch.push(&text.input_ids)?;
-            rest = &rest[1..];
+            rest = following;
         }
-        let rows = encoder.encode(&batch)?;
-        if rows.n() != batch.n_sequences() {
-            return Err(EncoderError::WrongCount { found: rows.n(), expected: batch.n_sequences() });
-        }
-        embeddings.extend(rows.rows().map(<[f32]>::to_vec));
+        embeddings.extend(encode_batch(encoder, &batch)?);
     }
     Ok(embeddings)
+}
+
+/// Encodes one batch and makes sure that every sequence has an answer of its own.
+fn encode_batch(encoder: &mut dyn Encoder, batch: &PackedBatch) -> Result<Vec<Vec<f32>>, EncoderError> {
+    let embeddings = encoder.encode(batch)?;
+    if embeddings.n() != batch.n_sequences() {
+        return Err(EncoderError::WrongCount { found: embeddings.n(), expected: batch.n_sequences() });
+    }
+    Ok(embeddings.rows().map(<[f32]>::to_vec).collect())
 }

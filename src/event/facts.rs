@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{EventError, EventLimits};
+use super::{EventError, EventLimits, json};
 
 /// Everything an event says apart from its free text.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -61,7 +61,7 @@ pub struct Order {
     pub regulated: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export_controlled: Option<bool>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "json::objects", skip_serializing_if = "Vec::is_empty")]
     pub lines: Vec<OrderLine>,
 }
 
@@ -79,7 +79,7 @@ pub struct OrderLine {
     pub available: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit_price: Option<f64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "json::objects", skip_serializing_if = "Vec::is_empty")]
     pub substitutes: Vec<Substitute>,
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub replenishment_at: Option<OffsetDateTime>,
@@ -139,7 +139,7 @@ pub struct Shipment {
 }
 
 /// A further fact that a distributor's own model uses.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum Attribute {
     Bool(bool),
@@ -172,12 +172,12 @@ impl Facts {
             return Err(EventError::invalid("attributes", format!("at most {} entries are accepted", limits.max_attributes)));
         }
         for (name, value) in &self.attributes {
-            let field = "attributes";
-            short_text(field, Some(name))?;
+            short_text("attributes", Some(name))?;
+            let field = format!("attributes.{}", json::path_segment(name));
             match value {
                 Attribute::Bool(_) => {}
-                Attribute::Number(number) => finite(field, Some(*number))?,
-                Attribute::Text(text) => short_text(field, Some(text))?,
+                Attribute::Number(number) => finite(&field, Some(*number))?,
+                Attribute::Text(text) => short_text(&field, Some(text))?,
             }
         }
         Ok(())

@@ -6,9 +6,13 @@
 //!
 //! It refuses to know HTTP and to guess: a missing fact stays missing.
 
+mod batch;
+pub mod cloudevents;
 mod facts;
+mod json;
 mod wire;
 
+pub use batch::split_events;
 pub use facts::{Attribute, Customer, Facts, Order, OrderLine, Shipment, Substitute};
 pub use wire::EventWire;
 
@@ -50,7 +54,7 @@ impl Event {
 }
 
 /// Bounds on one event, from configuration.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventLimits {
     /// Longest accepted narrative, in characters. Longer ones are refused, never cut.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Attribute, Content, Customer, Event, EventError, EventKey, EventLimits, Facts, Order, Shipment};
+use super::{Attribute, Content, Customer, Event, EventError, EventKey, EventLimits, Facts, Order, Shipment, json};
 
 /// The tenant of an event that names none.
 const DEFAULT_TENANT: &str = "default";
@@ -35,13 +35,13 @@ pub struct EventWire {
     pub narrative: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared_type: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "json::object", skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "json::object", skip_serializing_if = "Option::is_none")]
     pub customer: Option<Customer>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "json::object", skip_serializing_if = "Option::is_none")]
     pub shipment: Option<Shipment>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "json::attributes", skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Attribute>,
 }
 
@@ -52,14 +52,7 @@ impl EventWire {
     /// `malformed` where the bytes are not JSON; otherwise the path of the first field that does not fit. The caller's values
     /// are never repeated in the message.
     pub fn from_json(bytes: &[u8]) -> Result<Self, EventError> {
-        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let event = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| json_error(&error))?;
-        deserializer.end().map_err(|error| EventError {
-            field: String::new(),
-            message: format!("trailing characters after the event, at line {} column {}", error.line(), error.column()),
-            malformed: true,
-        })?;
-        Ok(event)
+        json::read(bytes)
     }
 
     /// The event of a `/recommend`: `id`, `source` and `occurred_at` are required.
@@ -83,12 +76,16 @@ impl EventWire {
     /// The first field that is out of bounds.
     pub fn into_content(self, limits: &EventLimits) -> Result<Content, EventError> {
         for (field, text) in [("id", &self.id), ("source", &self.source), ("tenant", &self.tenant)] {
-            if text.as_deref().is_some_and(|text| text.trim().is_empty()) {
+            let Some(text) = text else { continue };
+            if is_blank(text) {
                 return Err(EventError::invalid(field, "must not be blank"));
             }
+            if text.chars().any(char::is_control) {
+                return Err(EventError::invalid(field, "must not contain control characters"));
+            }
         }
-        if self.narrative.trim().is_empty() {
-            return Err(EventError::invalid("narrative", "must not be empty"));
+        if is_blank(&self.narrative) {
+            return Err(EventError::invalid("narrative", "must not be blank"));
         }
         // Bytes bound characters from above, so the usual short text is never counted.
         if self.narrative.len() > limits.max_narrative_chars && self.narrative.chars().count() > limits.max_narrative_chars {
@@ -124,25 +121,16 @@ fn required(field: &str, text: Option<&str>) -> Result<String, EventError> {
     }
 }
 
-fn json_error(error: &serde_path_to_error::Error<serde_json::Error>) -> EventError {
-    let inner = error.inner();
-    let position = format!("at line {} column {}", inner.line(), inner.column());
-    let path = error.path().to_string();
-    let field = if path == "." { String::new() } else { path };
-    match inner.classify() {
-        serde_json::error::Category::Data => EventError { message: data_message(&inner.to_string()), field, malformed: false },
-        _ => EventError { message: format!("not valid JSON, {position}"), field: String::new(), malformed: true },
-    }
-}
-
-/// serde's message without the caller's value: `invalid type: string "x", expected f64` keeps only what was expected.
-fn data_message(message: &str) -> String {
-    let message = message.split(" at line ").next().unwrap_or(message);
-    if message.starts_with("unknown field") || message.starts_with("missing field") || message.starts_with("duplicate field") {
-        return message.to_owned();
-    }
-    match message.split_once(", expected ") {
-        Some((_, expected)) => format!("wrong type or value, expected {expected}"),
-        None => "wrong type or value".to_owned(),
-    }
+/// Whether a reader would see nothing: white space, controls, and the characters Unicode calls default ignorable (zero-width
+/// spaces and joiners, bidi controls, variation selectors, fillers).
+fn is_blank(text: &str) -> bool {
+    text.chars().all(|c| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c,
+                '\u{AD}' | '\u{34F}' | '\u{61C}' | '\u{115F}'..='\u{1160}' | '\u{17B4}'..='\u{17B5}' | '\u{180B}'..='\u{180F}'
+                | '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{3164}'
+                | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}' | '\u{FFA0}' | '\u{FFF0}'..='\u{FFF8}'
+                | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
+    })
 }

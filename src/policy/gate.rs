@@ -195,8 +195,7 @@ impl GateSettings {
                 format!("only {} of the text's {} tokens were read", tokens.used, tokens.total),
             ));
         }
-        // The comparison is negated so that a score that is not a number is held.
-        if !(classification.novelty <= self.maximum_novelty) {
+        if !reaches(self.maximum_novelty, classification.novelty) {
             findings.push(Finding::new(
                 "gate.novelty",
                 Disposition::Review,
@@ -213,7 +212,7 @@ impl GateSettings {
             ));
             return Gate { score: Some(classification.acceptance), threshold: None, guarantee: None };
         }
-        if !(classification.acceptance >= self.propose_acceptance) {
+        if !reaches(classification.acceptance, self.propose_acceptance) {
             findings.push(Finding::new(
                 "gate.propose",
                 Disposition::Review,
@@ -251,7 +250,7 @@ impl GateSettings {
             return held;
         }
         let threshold = certified.max(self.minimum_acceptance);
-        if !(classification.acceptance >= threshold) {
+        if !reaches(classification.acceptance, threshold) {
             findings.push(Finding::new(
                 "gate.threshold",
                 Disposition::Propose,
@@ -268,4 +267,9 @@ impl GateSettings {
         });
         Gate { score, threshold: Some(threshold), guarantee }
     }
+}
+
+/// A score that is not a number reaches nothing, so that it is held.
+fn reaches(score: f64, bound: f64) -> bool {
+    score >= bound
 }

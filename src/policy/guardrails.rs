@@ -266,7 +266,7 @@ impl Guardrails {
             // Without a value or a currency the required facts hold the case already, and say so.
             None if order.is_none_or(|order| order.value.is_none() || order.currency.is_none()) => {}
             None => {
-                let detail = format!("the policy has no exchange rate from the order's currency to {currency}");
+                let detail = format!("the order's value cannot be told in {currency}; the policy may lack an exchange rate");
                 findings.push(limit.finding(id, ReasonCode::MissingFacts, detail));
             }
         }

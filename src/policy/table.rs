@@ -218,3 +218,147 @@ fn includes(wide: Option<&[String]>, narrow: Option<&[String]>) -> bool {
 fn contains(values: &[String], value: &str) -> bool {
     values.iter().any(|accepted| accepted.eq_ignore_ascii_case(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+
+    use super::*;
+
+    const BANDS: [&str; 3] = ["small", "medium", "large"];
+    const TYPES: [&str; 2] = ["shortfall", "delay"];
+    const SITES: [&str; 3] = ["north", "south", "west"];
+    const TOUCHES: [&str; 3] = ["nothing", "money", "credit"];
+    /// What a merely possible row is held to, as review is for the rules of a policy.
+    const POSSIBLE_CAP: u8 = 2;
+
+    fn row(id: &str, cells: &[(Dimension, &[&str])], effect: u8) -> Row<u8> {
+        let mut condition = Condition::default();
+        for (dimension, values) in cells {
+            condition.cells[*dimension as usize] = Some(values.iter().map(|value| (*value).to_owned()).collect());
+        }
+        Row { id: id.to_owned(), condition, effect }
+    }
+
+    fn compile(rows: Vec<Row<u8>>) -> Result<DecisionTable<u8>, PolicyError> {
+        DecisionTable::compile("rule", rows, &BANDS.map(str::to_owned), |effect| *effect)
+    }
+
+    fn strictest(table: &DecisionTable<u8>, view: &CaseView<'_>) -> u8 {
+        let effects = table.candidates(view).map(|candidate| {
+            let effect = candidate.row.effect;
+            if candidate.certain { effect } else { effect.min(POSSIBLE_CAP) }
+        });
+        effects.max().unwrap()
+    }
+
+    #[test]
+    fn a_missing_fact_counts_for_the_stricter_row() {
+        let table = compile(vec![
+            row("north", &[(Dimension::Site, &["north"])], 2),
+            row("delay", &[(Dimension::Type, &["delay"])], 0),
+            row("rest", &[], 1),
+        ])
+        .unwrap();
+        let check = |site, r#type, expected| {
+            let view = CaseView::of_values([(Dimension::Site, site), (Dimension::Type, r#type)]);
+            assert_eq!(strictest(&table, &view), expected, "{site:?} {type:?}");
+        };
+        check(Value::One("north"), Value::One("delay"), 2);
+        check(Value::One("south"), Value::One("delay"), 0);
+        check(Value::One("south"), Value::One("shortfall"), 1);
+        check(Value::Missing, Value::One("delay"), 2);
+        check(Value::One("south"), Value::Missing, 1);
+        check(Value::One("SOUTH"), Value::One("Delay"), 0);
+    }
+
+    #[test]
+    fn a_row_behind_a_wider_one_is_unreachable() {
+        let wide = || row("wide", &[(Dimension::Site, &["north", "south"])], 1);
+        let narrow = || row("narrow", &[(Dimension::Site, &["south"]), (Dimension::Type, &["delay"])], 0);
+        let rest = || row("rest", &[], 1);
+        assert!(matches!(compile(vec![wide(), narrow(), rest()]), Err(PolicyError::Unreachable { id, .. }) if id == "narrow"));
+        assert!(compile(vec![narrow(), wide(), rest()]).is_ok());
+        assert!(matches!(compile(vec![rest(), wide()]), Err(PolicyError::NoCatchAll { .. })));
+        assert!(matches!(compile(vec![wide(), wide(), rest()]), Err(PolicyError::DuplicateId { .. })));
+        assert!(matches!(compile(vec![]), Err(PolicyError::NoCatchAll { .. })));
+    }
+
+    #[test]
+    fn a_table_that_frees_what_is_worth_more_is_refused() {
+        let check = |rows, refused: bool| match compile(rows) {
+            Err(PolicyError::NotMonotone { .. }) => assert!(refused),
+            Err(error) => panic!("{error}"),
+            Ok(_) => assert!(!refused),
+        };
+        let band = |id, bands: &[&str], effect| row(id, &[(Dimension::ValueBand, bands)], effect);
+        check(vec![band("large", &["large"], 0), row("rest", &[], 1)], true);
+        check(vec![band("small", &["small"], 0), row("rest", &[], 1)], false);
+        check(vec![band("medium", &["medium"], 2), row("rest", &[], 1)], true);
+        check(vec![band("medium", &["medium"], 2), band("large", &["large"], 2), row("rest", &[], 1)], false);
+        let north = row("north", &[(Dimension::Site, &["north"]), (Dimension::ValueBand, &["small"])], 2);
+        let south = row("south", &[(Dimension::Site, &["south"]), (Dimension::ValueBand, &["large"])], 0);
+        check(vec![north, south, row("rest", &[], 2)], true);
+    }
+
+    fn cell(values: &'static [&'static str]) -> impl Strategy<Value = Option<Vec<String>>> {
+        let some = proptest::sample::subsequence(values.to_vec(), 1..=values.len());
+        proptest::option::of(some.prop_map(|values| values.into_iter().map(str::to_owned).collect()))
+    }
+
+    fn table() -> impl Strategy<Value = Option<DecisionTable<u8>>> {
+        let condition = (cell(&TYPES), cell(&SITES), cell(&TOUCHES), cell(&BANDS));
+        let rows = proptest::collection::vec((condition, 0_u8..4), 0..5);
+        (rows, 0_u8..4).prop_map(|(rows, rest)| {
+            let mut compiled = Vec::new();
+            for (row_idx, ((r#type, site, touches, band), effect)) in rows.into_iter().enumerate() {
+                let mut condition = Condition::default();
+                condition.cells[Dimension::Type as usize] = r#type;
+                condition.cells[Dimension::Site as usize] = site;
+                condition.cells[Dimension::Touches as usize] = touches;
+                condition.cells[Dimension::ValueBand as usize] = band;
+                compiled.push(Row { id: row_idx.to_string(), condition, effect });
+            }
+            compiled.push(row("rest", &[], rest));
+            compile(compiled).ok()
+        })
+    }
+
+    #[test]
+    fn the_random_tables_of_the_property_are_not_all_refused_or_trivial() {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let tables = (0..2_000).filter_map(|_| table().new_tree(&mut runner).unwrap().current());
+        let varied = |table: &DecisionTable<u8>| {
+            table.rows.iter().any(|row| row.condition.cell(Dimension::ValueBand).is_some())
+                && table.rows.iter().any(|row| row.effect != table.rows[0].effect)
+        };
+        let n_varied = tables.filter(varied).count();
+        assert!(n_varied >= 100, "{n_varied}");
+    }
+
+    fn value(values: &'static [&'static str]) -> impl Strategy<Value = Value<'static>> {
+        prop_oneof![Just(Value::Missing), proptest::sample::select(values).prop_map(Value::One)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn a_compiled_table_never_frees_a_case_that_is_worth_more(
+            table in table(),
+            r#type in value(&TYPES),
+            site in value(&SITES),
+            touches in prop_oneof![value(&TOUCHES), Just(Value::Two("money", "credit"))],
+            low_idx in 0_usize..2,
+        ) {
+            let Some(table) = table else { return Ok(()) };
+            let at = |band| {
+                let values = [(Dimension::Type, r#type), (Dimension::Site, site), (Dimension::Touches, touches)];
+                let view = CaseView::of_values(values.into_iter().chain([(Dimension::ValueBand, Value::One(band))]));
+                strictest(&table, &view)
+            };
+            prop_assert!(at(BANDS[low_idx]) <= at(BANDS[low_idx + 1]));
+        }
+    }
+}

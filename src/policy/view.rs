@@ -142,6 +142,16 @@ impl<'a> CaseView<'a> {
         view
     }
 
+    /// A view with every value missing but the given ones.
+    #[cfg(test)]
+    pub(super) fn of_values(values: impl IntoIterator<Item = (Dimension, Value<'a>)>) -> Self {
+        let mut view = Self { values: [Value::Missing; Dimension::COUNT] };
+        for (dimension, value) in values {
+            view.set(dimension, value);
+        }
+        view
+    }
+
     pub(super) fn value(&self, dimension: Dimension) -> Value<'a> {
         self.values[dimension as usize]
     }
@@ -156,8 +166,11 @@ impl Vocabulary {
     /// typed too low must not slip under a limit. `None` where no value is stated or its currency cannot be compared.
     pub(super) fn order_value(&self, order: Option<&Order>) -> Option<f64> {
         let order = order?;
+        let value = order.value?;
         let lines = order.lines.iter().filter_map(|line| Some(line.ordered? * line.unit_price?)).sum::<f64>();
-        self.money.convert(order.value?.max(lines), order.currency.as_deref())
+        // `max` would quietly prefer the other number to one that is not a number.
+        let worth = (value + lines).is_finite().then(|| value.max(lines))?;
+        self.money.convert(worth, order.currency.as_deref())
     }
 
     fn value_band(&self, order: Option<&Order>) -> Option<&str> {

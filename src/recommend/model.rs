@@ -63,7 +63,7 @@ pub(super) struct TypeModel {
 pub enum RecommendError {
     #[error("the action model is not readable")]
     Parse(#[from] toml::de::Error),
-    #[error("`{name}` is not a {kind} of the taxonomy")]
+    #[error("`{name}` is no {kind} of the taxonomy")]
     UnknownName { kind: &'static str, name: String },
     #[error("the action model knows nothing of {kind} `{name}`; train it with this taxonomy")]
     Missing { kind: &'static str, name: String },

@@ -37,7 +37,7 @@ impl Recommender {
         let mut summary = String::new();
         for sentence in sentences.into_iter().flatten() {
             let space = if summary.is_empty() { "" } else { " " };
-            let stop = if sentence.ends_with(['.', '!', '?']) { "" } else { "." };
+            let stop = if sentence.trim_end_matches('"').ends_with(['.', '!', '?', '…']) { "" } else { "." };
             let _ = write!(summary, "{space}{sentence}{stop}");
         }
         summary
@@ -75,7 +75,7 @@ fn order_sentence(order: Option<&Order>) -> Option<String> {
         value,
         order.priority.as_ref().map(|priority| format!("has priority {priority}")),
         at("is promised to ship at", order.promised_ship_at),
-        at("meets the carrier's cut-off at", order.carrier_cutoff_at),
+        at("has the carrier's cut-off at", order.carrier_cutoff_at),
         at("is to be delivered by", order.requested_delivery_at),
         order.partial_allowed.map(|allowed| if allowed { "may ship in part" } else { "must ship complete" }.to_owned()),
     ];
@@ -117,7 +117,7 @@ fn line_clause(line: &OrderLine) -> Option<String> {
     if let Some(sku) = &line.sku {
         let _ = write!(clause, " ({sku})");
     }
-    let _ = write!(clause, " has {available} of {ordered}");
+    let _ = write!(clause, " has {available} of {ordered} available");
     match usable_substitute(line) {
         Some(substitute) => {
             let _ = write!(clause, ", approved substitute {}", substitute.sku);

@@ -11,12 +11,14 @@ pub mod features;
 pub mod model;
 pub mod onnx;
 pub mod parse;
+pub mod shap;
 pub mod sources;
 pub mod trees;
 
 pub use features::{Feature, FeatureKind, FeatureSchema, FeatureVector};
 pub use model::{GoldenRow, GoldenRows, RawScores, RiskArtefacts, RiskModel};
 pub use parse::OnnxError;
+pub use shap::{Contribution, Contributions};
 pub use trees::TreeEnsemble;
 
 use serde::{Deserialize, Serialize};
@@ -96,6 +98,8 @@ pub enum RiskError {
     WrongKind { feature: String, expected: FeatureKind },
     #[error("the SLA model answers {raw_score}, which is no probability")]
     NotAProbability { raw_score: f64 },
+    #[error("the SLA model's file gives no training covers, which exact contributions need")]
+    NoCovers,
     #[error("`risk_golden.json` is not acceptable")]
     GoldenForm { source: serde_json::Error },
     #[error("`risk_golden.json` holds no rows; without its trainer's own predictions a model is not served")]

@@ -167,8 +167,8 @@ impl RiskModel {
             let values: Vec<f32> = golden.values.iter().map(|value| value.unwrap_or(f32::NAN)).collect();
             let raw = self.raw_scores(&values)?[0];
             for (model, expected, got) in [("sla", golden.sla, raw.sla), ("revenue", golden.revenue, raw.revenue)] {
-                // Written so that a NaN on either side is a mismatch.
-                if !((expected - got).abs() <= GOLDEN_TOLERANCE) {
+                let difference = (expected - got).abs();
+                if difference.is_nan() || difference > GOLDEN_TOLERANCE {
                     return Err(RiskError::Golden { model, row, expected, got });
                 }
             }

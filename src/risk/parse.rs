@@ -1,7 +1,7 @@
 //! ONNX tree ensembles to flat trees.
 //!
 //! Reads `TreeEnsembleClassifier` (two classes) and `TreeEnsembleRegressor` (one target) of `ai.onnx.ml` 1 to 4 with the tails
-//! that exporters add (`ZipMap`, `Cast`, `Identity`). Comparisons become `x < t` exactly: `x <= t` is `x < next_up(t)` for every
+//! that exporters add (`ZipMap`, `Cast`, `Identity`, a `Mul` by 1). Comparisons become `x < t` exactly: `x <= t` is `x < next_up(t)` for every
 //! `f32`, the other two are these with the children swapped, and a missing value fails every comparison unless
 //! `nodes_missing_value_tracks_true` says otherwise.
 //!
@@ -17,6 +17,8 @@ use super::trees::{Link, Node, Tree, TreeEnsemble};
 
 /// Longest path from a root to a leaf that is walked.
 const MAX_DEPTH: usize = 1024;
+/// Covers are `f32` sums over up to millions of rows, so parent and children agree only about.
+const COVER_TOLERANCE: f32 = 1e-2;
 /// Most nodes of an ensemble: larger files are refused before memory is spent on them.
 const MAX_NODES: usize = 20_000_000;
 
@@ -64,28 +66,46 @@ fn only_ensemble(graph: &GraphProto) -> Result<&NodeProto, OnnxError> {
         return Err(graph_error("it keeps data in another file"));
     }
     let mut ensemble: Option<&NodeProto> = None;
+    // Names that carry the label: what becomes of it does not touch the scores.
+    let mut labels: Vec<&str> = Vec::new();
     for node in &graph.node {
+        let of_label = node.input.first().is_some_and(|input| labels.contains(&input.as_str()));
         match (node.op_type.as_str(), ensemble) {
-            ("TreeEnsembleClassifier" | "TreeEnsembleRegressor", None) => ensemble = Some(node),
+            ("TreeEnsembleClassifier" | "TreeEnsembleRegressor", None) => {
+                ensemble = Some(node);
+                if node.op_type == "TreeEnsembleClassifier" {
+                    labels.extend(node.output.first().map(String::as_str));
+                }
+            }
             ("TreeEnsembleClassifier" | "TreeEnsembleRegressor", Some(_)) => {
                 return Err(graph_error("it has more than one tree ensemble"));
             }
             // Tails only rename or re-wrap the answer; before the ensemble they could change its input.
+            ("Identity" | "Cast", Some(_)) if of_label => labels.extend(node.output.iter().map(String::as_str)),
             ("ZipMap" | "Identity", Some(_)) => {}
-            ("Cast", Some(ensemble)) if cast_is_a_tail(node, ensemble) => {}
+            ("Mul", Some(_)) if node.input.iter().any(|input| is_one(graph, input)) => {}
+            ("Cast", Some(_)) if casts_to_float(node) => {}
             (operator, _) => return Err(graph_error(format!("operator `{operator}` is not served"))),
         }
     }
     ensemble.ok_or_else(|| graph_error("it has no tree ensemble"))
 }
 
-/// A cast of the label, or of a score to a float type; a cast of scores to integers would round them.
-fn cast_is_a_tail(cast: &NodeProto, ensemble: &NodeProto) -> bool {
+/// A cast of scores to integers would round them.
+fn casts_to_float(cast: &NodeProto) -> bool {
     const FLOAT: i64 = 1;
     const DOUBLE: i64 = 11;
     let to = cast.attribute.iter().find(|attribute| attribute.name == "to").map(|attribute| attribute.i);
-    let of_label = ensemble.op_type == "TreeEnsembleClassifier" && cast.input.first() == ensemble.output.first();
-    of_label || matches!(to, Some(FLOAT | DOUBLE))
+    matches!(to, Some(FLOAT | DOUBLE))
+}
+
+/// Whether an input is the constant 1, by which LightGBM's exporter multiplies probabilities.
+fn is_one(graph: &GraphProto, input: &str) -> bool {
+    graph
+        .initializer
+        .iter()
+        .filter(|tensor| tensor.name == input && tensor.data_type == super::onnx::FLOAT)
+        .any(|tensor| tensor.float_data == [1.0] || (tensor.float_data.is_empty() && tensor.raw_data == 1.0_f32.to_le_bytes()))
 }
 
 fn input_width(graph: &GraphProto, ensemble: &NodeProto) -> Result<usize, OnnxError> {
@@ -273,9 +293,20 @@ fn trees(attributes: &Attributes<'_>, n_features: usize) -> Result<(Vec<Tree>, b
     if n_placed != weights.len() {
         return Err(OnnxError::Attribute { attribute: "leaf weights", reason: "a weight belongs to no leaf".to_owned() });
     }
-    let has_covers = !attributes.hit_rates.is_empty()
-        && trees.iter().all(|tree| tree.covers[0] > 0.0 && tree.covers.iter().all(|cover| cover.is_finite() && *cover >= 0.0));
+    let has_covers = !attributes.hit_rates.is_empty() && trees.iter().all(covers_add_up);
     Ok((trees, has_covers))
+}
+
+/// Whether every split passes on the cover that reached it. Exporters that know no covers write a constant, which does not.
+fn covers_add_up(tree: &Tree) -> bool {
+    tree.nodes.iter().zip(&tree.covers).all(|(node, &cover)| {
+        let (left, right) = (tree.covers[node.left as usize], tree.covers[node.right as usize]);
+        cover.is_finite() && cover >= 0.0 && (node.is_leaf() || (left > 0.0 && right > 0.0 && close(left + right, cover)))
+    })
+}
+
+fn close(sum: f32, whole: f32) -> bool {
+    (sum - whole).abs() <= COVER_TOLERANCE * whole
 }
 
 /// One tree with its root first and children behind their parents, checked to be a tree on the way.

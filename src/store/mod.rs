@@ -59,12 +59,14 @@ pub enum StoreError {
     Conflict,
     #[error("no such record")]
     NotFound,
+    #[error("another decision has this id")]
+    DuplicateId,
     #[error("another process writes to `{}`; stop it or give this one its own `store.path`", .path.display())]
     InUse { path: PathBuf },
     #[error("`{}` cannot be opened", .path.display())]
     Open { path: PathBuf, source: std::io::Error },
-    #[error("`store.{field}` must be at least 1")]
-    Config { field: &'static str },
+    #[error("`store.{field}` must lie between 1 and {max}")]
+    Config { field: &'static str, max: u64 },
     #[error("the schema of the database does not fit this version")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// Shared, because one failed commit fails every decision in it.

@@ -3,7 +3,7 @@
 use crate::decision::{AuditReference, Decision};
 use crate::event::EventKey;
 
-use super::audit::{Hash, Payload};
+use super::audit::{AuditFault, AuditFaultKind, Hash, Payload};
 use super::{NewDecision, StoreError};
 
 /// A decision ready to be written.
@@ -56,14 +56,19 @@ impl Row {
 pub(super) struct StoredDecision {
     pub(super) input_hash: String,
     decision: String,
-    sequence: i64,
-    hash: Vec<u8>,
+    /// Absent where the decision has no record.
+    sequence: Option<i64>,
+    hash: Option<Vec<u8>>,
 }
 
 impl StoredDecision {
     pub(super) fn into_decision(self, replayed: bool) -> Result<Decision, StoreError> {
         let decision: Decision = serde_json::from_str(&self.decision)?;
-        let audit = Some(AuditReference { sequence: self.sequence.unsigned_abs(), hash: hex::encode(self.hash) });
+        let (Some(sequence), Some(hash)) = (self.sequence, self.hash) else {
+            let kind = AuditFaultKind::DecisionUnrecorded { decision_id: decision.decision_id };
+            return Err(AuditFault { sequence: 0, kind }.into());
+        };
+        let audit = Some(AuditReference { sequence: sequence.unsigned_abs(), hash: hex::encode(hash) });
         Ok(Decision { audit, replayed, ..decision })
     }
 

@@ -13,4 +13,5 @@ mod policy;
 mod recommend;
 mod risk;
 mod store;
+mod support;
 mod text;

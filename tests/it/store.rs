@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 #[path = "../fixtures/decision.rs"]
 #[allow(dead_code, reason = "shared with the benches")]
-pub mod fixture;
+pub(crate) mod fixture;
 
 use fixture::{new_decision, new_decision_on};
 
@@ -87,8 +87,18 @@ async fn a_refused_row_does_not_fail_its_neighbours(store: &Store) {
     });
     let answers = record_all(store, rows).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 32);
-    assert_eq!(answers.iter().filter(|answer| matches!(answer, Err(StoreError::Database(_)))).count(), 16);
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Err(StoreError::DuplicateId))).count(), 16);
     assert!(store.health().await.is_ok(), "a refused row is not a failed commit");
+
+    let twins = record_all(
+        store,
+        (0..8).map(|row_idx| {
+            let mut new = new_decision(&format!("twin-{row_idx}"));
+            new.decision.decision_id = "twin".to_owned();
+            new
+        }),
+    );
+    assert_eq!(twins.await.iter().filter(|answer| answer.is_ok()).count(), 1, "nor may two new rows share an id");
 }
 
 async fn a_number_that_json_cannot_hold_is_refused(store: &Store) {
@@ -231,7 +241,7 @@ async fn a_path_that_cannot_be_created_is_named() {
     assert!(matches!(&error, StoreError::Open { path: at, .. } if *at == path), "{error}");
     assert!(matches!(
         Store::open(&StoreConfig { max_commit_rows: 0, ..StoreConfig::at(IN_MEMORY) }).await,
-        Err(StoreError::Config { field: "max_commit_rows" })
+        Err(StoreError::Config { field: "max_commit_rows", .. })
     ));
 }
 
@@ -428,6 +438,23 @@ async fn verification_finds_every_kind_of_tampering() {
 }
 
 #[tokio::test]
+async fn a_decision_without_a_record_is_no_answer() {
+    let (_directory, config) = fresh();
+    intact(&config, "row").await;
+    let mut connection = raw(&config.path).await;
+    run(&mut connection, DROP_TRIGGERS).await;
+    run(&mut connection, "DELETE FROM audit WHERE sequence = 6").await;
+    connection.close().await.unwrap();
+
+    let store = Store::open(&config).await.unwrap();
+    let new = new_decision("row-5");
+    let unrecorded =
+        |error| matches!(error, StoreError::Audit(fault) if matches!(fault.kind, AuditFaultKind::DecisionUnrecorded { .. }));
+    assert!(unrecorded(store.find(&new.key, &new.input_hash).await.unwrap_err()));
+    assert!(unrecorded(store.record(new).await.unwrap_err()), "and it is not decided a second time");
+}
+
+#[tokio::test]
 async fn a_head_kept_elsewhere_shows_a_chain_that_was_cut_or_written_anew() {
     let (directory, config) = fresh();
     let head = intact(&config, "row").await;
@@ -557,7 +584,7 @@ const DROP_TRIGGERS: &str = "DROP TRIGGER decisions_refuse_update; DROP TRIGGER 
     DROP TRIGGER audit_refuses_update; DROP TRIGGER audit_refuses_delete";
 
 /// A file of its own in a directory that does not exist yet.
-pub fn fresh() -> (TempDir, StoreConfig) {
+pub(crate) fn fresh() -> (TempDir, StoreConfig) {
     let directory = tempfile::tempdir().unwrap();
     let config = StoreConfig::at(directory.path().join("data/sluice.db"));
     (directory, config)

@@ -78,9 +78,9 @@ pub struct SlaReport {
     /// Area of the simulator's own breach probabilities, which see every hidden fact: no model can pass it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_possible_roc_auc: Option<f64>,
-    /// Of cases of which at most three facts are known beside the time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nearly_bare: Option<BinaryMetrics>,
+    /// Of parts of the test cases, of at least a hundred each: `well_described` gives a deadline and twelve or more features,
+    /// `nearly_bare` gives at most three beside the time.
+    pub slices: BTreeMap<String, BinaryMetrics>,
     pub importances: Vec<(String, f64)>,
 }
 
@@ -153,7 +153,7 @@ pub fn train_default_risk(cases_path: &Path, out_dir: &Path, seed: u64) -> Resul
             calibrated: metrics::binary(&calibrated, &test_breached),
             raw: metrics::binary(&test_sla, &test_breached),
             best_possible_roc_auc: best_possible_roc_auc(&table, &split.test, &test_breached),
-            nearly_bare: nearly_bare(&rows, &split.test, &calibrated, &test_breached),
+            slices: slices(&rows, &split.test, &calibrated, &test_breached),
             importances: ranked_importances(&rows, &sla),
         },
         revenue: RevenueReport {
@@ -193,8 +193,8 @@ fn learn_priority(table: &Table, part: &[usize], probabilities: &[f64], expected
         _ => None,
     };
     let mut losses: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for position in 0..part.len() {
-        if let (Some(currency), Some(loss)) = (text(&currencies.cells[part[position]]), loss(position)) {
+    for (position, &row) in part.iter().enumerate() {
+        if let (Some(currency), Some(loss)) = (text(&currencies.cells[row]), loss(position)) {
             losses.entry(currency).or_default().push(loss);
         }
     }
@@ -225,11 +225,76 @@ fn best_possible_roc_auc(table: &Table, test: &[usize], breached: &[f64]) -> Opt
     Some(metrics::roc_auc(&truth?, breached))
 }
 
-fn nearly_bare(rows: &Rows, test: &[usize], probabilities: &[f64], breached: &[f64]) -> Option<BinaryMetrics> {
+fn slices(rows: &Rows, test: &[usize], probabilities: &[f64], breached: &[f64]) -> BTreeMap<String, BinaryMetrics> {
+    const MIN_CASES: usize = 100;
     // Hour, weekday and month are always known.
-    const KNOWN: usize = 3 + 3;
-    let bare = |position: &usize| rows.row(test[*position]).iter().filter(|value| !value.is_nan()).count() <= KNOWN;
-    let positions: Vec<usize> = (0..test.len()).filter(bare).collect();
-    let pick = |values: &[f64]| positions.iter().map(|&position| values[position]).collect::<Vec<f64>>();
-    (positions.len() >= 100).then(|| metrics::binary(&pick(probabilities), &pick(breached)))
+    const TIME_FEATURES: usize = 3;
+    let names = rows.schema.feature_names();
+    let known = |row: &[f32]| row.iter().filter(|value| !value.is_nan()).count() - TIME_FEATURES;
+    let gives = |row: &[f32], name: &str| names.iter().zip(row).any(|(known, value)| known == name && !value.is_nan());
+    let well_described = |row: &[f32]| gives(row, "hours_to_promised_ship") && known(row) >= 12;
+    let nearly_bare = |row: &[f32]| known(row) <= 3;
+    let mut slices = BTreeMap::new();
+    for (name, belongs) in [("well_described", &well_described as &dyn Fn(&[f32]) -> bool), ("nearly_bare", &nearly_bare)] {
+        let positions: Vec<usize> = (0..test.len()).filter(|&position| belongs(rows.row(test[position]))).collect();
+        let pick = |values: &[f64]| positions.iter().map(|&position| values[position]).collect::<Vec<f64>>();
+        if positions.len() >= MIN_CASES {
+            slices.insert(name.to_owned(), metrics::binary(&pick(probabilities), &pick(breached)));
+        }
+    }
+    slices
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+
+    use sluice::event::EventLimits;
+    use sluice::risk::FeatureVector;
+
+    use super::*;
+    use crate::simulate::{self, Case};
+
+    const ARTEFACTS: [&str; 6] =
+        ["features.toml", "risk_sla.onnx", "risk_revenue.onnx", "risk.toml", "risk_golden.json", "risk_report.json"];
+
+    fn simulate(folder: &Path, cases: usize) -> std::path::PathBuf {
+        let out = folder.join("cases.jsonl");
+        simulate::run(&simulate::Args { cases, seed: 3, out: out.clone(), narratives: None }).unwrap();
+        out
+    }
+
+    #[test]
+    fn equal_cases_and_seeds_make_equal_artefacts_that_beat_chance() {
+        let folder = tempfile::tempdir().unwrap();
+        let cases = simulate(folder.path(), 3_000);
+        let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
+        let report = train_default_risk(&cases, &first, 7).unwrap();
+        train_default_risk(&cases, &second, 7).unwrap();
+        for artefact in ARTEFACTS {
+            assert_eq!(std::fs::read(first.join(artefact)).unwrap(), std::fs::read(second.join(artefact)).unwrap(), "{artefact}");
+        }
+        assert_eq!(report.n_train + report.n_validation + report.n_calibration + report.n_test, 3_000);
+        assert!(report.sla.calibrated.roc_auc > 0.58, "{:?}", report.sla.calibrated);
+        assert!(report.sla.best_possible_roc_auc.unwrap() > report.sla.calibrated.roc_auc);
+        assert!(report.sla.calibrated.expected_calibration_error < 0.15);
+        assert!((0.8..=0.98).contains(&report.revenue.loss_fraction.p90_coverage));
+    }
+
+    #[test]
+    fn training_sees_the_row_that_serving_computes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = simulate(folder.path(), 400);
+        let table = Table::from_cases(&path, &DEFAULT_FEATURES).unwrap();
+        let target = train::target(&table, "outcome.sla_breached", Task::Binary).unwrap();
+        let rows = Rows::learn(&table, &DEFAULT_FEATURES, &target, &(0..400).collect::<Vec<_>>()).unwrap();
+        let limits = EventLimits { max_narrative_chars: 1_000, max_lines: 100, max_attributes: 10 };
+        for (row, line) in std::io::BufReader::new(std::fs::File::open(&path).unwrap()).lines().enumerate() {
+            let case: Case = serde_json::from_str(&line.unwrap()).unwrap();
+            let facts = case.event.into_content(&limits).unwrap().facts;
+            let served = FeatureVector::from_facts(&rows.schema, &facts).unwrap();
+            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
+            assert_eq!(bits(&served.values), bits(rows.row(row)), "case {}", row + 1);
+        }
+    }
 }

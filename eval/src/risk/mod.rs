@@ -252,3 +252,88 @@ fn percentile(values: &[f64], share: f64) -> Result<f64> {
     ascending.sort_by(f64::total_cmp);
     Ok(ascending[((share * ascending.len() as f64) as usize).min(ascending.len() - 1)])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use rand::{Rng, SeedableRng};
+    use rand_pcg::Pcg64;
+    use sluice::risk::{FeatureKind, FeatureSchema, TreeEnsemble};
+
+    use super::*;
+
+    /// Rows whose delay depends on a number with holes, a category and a flag, with a leak that must be dropped.
+    fn csv(n_rows: usize) -> String {
+        let mut rng = Pcg64::seed_from_u64(4);
+        let mut text = "day,distance,carrier,hazmat,leak,delayed,minutes\n".to_owned();
+        for row in 0..n_rows {
+            let distance: f64 = rng.random_range(0.0..10.0);
+            let carrier = ["slow", "usual", "fast"][rng.random_range(0..3)];
+            let hazmat = rng.random_bool(0.3);
+            let margin = 0.6 * distance - 3.0 + if carrier == "slow" { 2.0 } else { 0.0 } + f64::from(u8::from(hazmat));
+            let delayed = rng.random_bool(1.0 / (1.0 + (-margin).exp()));
+            let distance = if rng.random_bool(0.1) { String::new() } else { format!("{distance:.2}") };
+            let minutes = margin * 10.0 + rng.random_range(-5.0..5.0);
+            writeln!(text, "{row},{distance},{carrier},{hazmat},{delayed},{delayed},{minutes:.3}").unwrap();
+        }
+        text
+    }
+
+    fn args(folder: &Path, target: &str, task: Task) -> Args {
+        let data = folder.join("rows.csv");
+        std::fs::write(&data, csv(4_000)).unwrap();
+        let other = if task == Task::Binary { "minutes" } else { "delayed" };
+        Args {
+            data,
+            target: target.to_owned(),
+            task,
+            drop: vec!["leak".to_owned(), other.to_owned()],
+            time: Some("day".to_owned()),
+            calibrator: CalibratorKind::Platt,
+            seed: 1,
+            out: folder.join("out"),
+        }
+    }
+
+    #[test]
+    fn any_table_trains_a_binary_model_that_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = args(folder.path(), "delayed", Task::Binary);
+        let report = run(&args).unwrap();
+        let metrics = report.binary.unwrap();
+        assert!(metrics.roc_auc > 0.8 && metrics.expected_calibration_error < 0.08, "{metrics:?}");
+        let file = |name: &str| std::fs::read(args.out.join(name)).unwrap();
+        let schema = FeatureSchema::parse(std::str::from_utf8(&file("features.toml")).unwrap()).unwrap();
+        assert_eq!(schema.feature_names(), ["attributes.distance", "attributes.carrier", "attributes.hazmat"]);
+        assert_eq!(schema.features()[1].kind, FeatureKind::Categorical);
+        assert_eq!(schema.features()[1].categories.last().unwrap(), "slow");
+        assert_eq!(TreeEnsemble::parse(&file("model.onnx")).unwrap().n_features(), 3);
+    }
+
+    #[test]
+    fn any_table_trains_a_regression_with_an_honest_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = run(&args(folder.path(), "minutes", Task::Regression)).unwrap();
+        let metrics = report.regression.unwrap();
+        assert!(metrics.r2 > 0.75, "{metrics:?}");
+        assert!((metrics.p90_coverage - 0.9).abs() < 0.05, "{metrics:?}");
+    }
+
+    fn check_refused(reason: &str, change: impl FnOnce(&mut Args)) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut args = args(folder.path(), "delayed", Task::Binary);
+        change(&mut args);
+        let error = format!("{:#}", run(&args).expect_err(reason));
+        assert!(error.contains(reason), "`{error}` does not name `{reason}`");
+    }
+
+    #[test]
+    fn what_cannot_be_trained_is_refused_with_the_reason() {
+        check_refused("there is no column `colour`", |args| args.target = "colour".to_owned());
+        check_refused("there is no column `colour`", |args| args.drop.push("colour".to_owned()));
+        check_refused("a binary target is 0 or 1", |args| args.target = "minutes".to_owned());
+        check_refused("row 1 of `carrier` is no number", |args| args.target = "carrier".to_owned());
+        check_refused("too few", |args| std::fs::write(&args.data, csv(100)).unwrap());
+    }
+}

@@ -143,3 +143,34 @@ impl NodeColumns {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sluice::risk::TreeEnsemble;
+
+    use super::*;
+
+    proptest! {
+        /// For every `f32` input, the written comparison is the trainer's.
+        #[test]
+        fn a_threshold_in_f32_splits_every_f32_as_its_f64_does(threshold in -1e6_f64..1e6, near in -3_i32..=3) {
+            let written = f32_threshold(threshold);
+            let value = if near < 0 { (0..-near).fold(written, |v, _| v.next_down()) } else { (0..near).fold(written, |v, _| v.next_up()) };
+            prop_assert_eq!(value < written, f64::from(value) < threshold);
+        }
+    }
+
+    #[test]
+    fn a_written_model_scores_its_leaves_and_base() {
+        let leaf = |value| TrainedNode { split: None, value, cover: 5.0 };
+        let split = TrainedSplit { feature: 1, threshold: 0.1, left: 1, right: 2, missing_left: true };
+        let tree = vec![TrainedNode { split: Some(split), value: 0.0, cover: 10.0 }, leaf(1.0), leaf(-2.0)];
+        let ensemble = Ensemble { base: 0.25, n_features: 2, trees: vec![tree.clone(), tree] };
+        let served = TreeEnsemble::parse(&write(&ensemble, false)).unwrap();
+        let rows = [0.0, 0.0, 0.0, 0.1, 0.0, 0.2, 0.0, f32::NAN];
+        // 0.1 as `f32` is over 0.1 as `f64`, so it goes right.
+        assert_eq!(served.margins(&rows).unwrap(), [2.25, -3.75, -3.75, 2.25]);
+        assert!(served.contributions(&rows[..2]).is_ok());
+    }
+}

@@ -314,3 +314,85 @@ fn columns_of(rows: Vec<BTreeMap<String, Cell>>) -> Result<Table> {
     });
     Ok(Table { columns: columns.collect(), n_rows })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Result<Table> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        Table::read(&path)
+    }
+
+    fn check_column(table: &Table, name: &str, expected: &[Cell]) {
+        assert_eq!(table.column(name).unwrap().cells, expected, "{name}");
+    }
+
+    #[test]
+    fn csv_columns_get_the_kind_that_every_value_has() {
+        let table = read("t.csv", "n,flag,text,mixed\n1.5,true,a,1\n,False,,x\nNaN,NA,b,2\n").unwrap();
+        check_column(&table, "n", &[Cell::Number(1.5), Cell::Missing, Cell::Missing]);
+        check_column(&table, "flag", &[Cell::Flag(true), Cell::Flag(false), Cell::Missing]);
+        check_column(&table, "text", &[Cell::Text("a".to_owned()), Cell::Missing, Cell::Text("b".to_owned())]);
+        check_column(&table, "mixed", &[Cell::Text("1".to_owned()), Cell::Text("x".to_owned()), Cell::Text("2".to_owned())]);
+    }
+
+    #[test]
+    fn json_lines_are_flattened_and_absent_keys_are_missing() {
+        let table = read("t.jsonl", "{\"a\":{\"b\":1}}\n\n{\"a\":{\"b\":null,\"c\":\"x\"},\"d\":true}\n").unwrap();
+        assert_eq!(table.n_rows, 2);
+        check_column(&table, "a.b", &[Cell::Number(1.0), Cell::Missing]);
+        check_column(&table, "a.c", &[Cell::Missing, Cell::Text("x".to_owned())]);
+        check_column(&table, "d", &[Cell::Missing, Cell::Flag(true)]);
+    }
+
+    #[test]
+    fn parquet_columns_keep_their_kinds() {
+        use parquet::column::writer::ColumnWriter;
+        use parquet::data_type::ByteArray;
+        let schema =
+            "message rows { optional double n; required boolean flag; optional binary text (UTF8); required int64 count; }";
+        let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.parquet");
+        let mut writer =
+            parquet::file::writer::SerializedFileWriter::new(File::create(&path).unwrap(), schema, Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        while let Some(mut column) = group.next_column().unwrap() {
+            match column.untyped() {
+                ColumnWriter::DoubleColumnWriter(n) => n.write_batch(&[1.5], Some(&[1, 0]), None),
+                ColumnWriter::BoolColumnWriter(flag) => flag.write_batch(&[true, false], None, None),
+                ColumnWriter::ByteArrayColumnWriter(text) => text.write_batch(&[ByteArray::from("a")], Some(&[0, 1]), None),
+                ColumnWriter::Int64ColumnWriter(count) => count.write_batch(&[3, 4], None, None),
+                _ => unreachable!("the schema has four columns"),
+            }
+            .unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        let table = Table::read(&path).unwrap();
+        check_column(&table, "n", &[Cell::Number(1.5), Cell::Missing]);
+        check_column(&table, "flag", &[Cell::Flag(true), Cell::Flag(false)]);
+        check_column(&table, "text", &[Cell::Missing, Cell::Text("a".to_owned())]);
+        check_column(&table, "count", &[Cell::Number(3.0), Cell::Number(4.0)]);
+    }
+
+    fn check_refused(name: &str, text: &str, reason: &str) {
+        let error = format!("{:#}", read(name, text).expect_err(reason));
+        assert!(error.contains(reason), "`{error}` does not name `{reason}`");
+    }
+
+    #[test]
+    fn tables_that_would_train_nonsense_are_refused() {
+        check_refused("t.csv", "a\n1\ninf\n", "infinite");
+        check_refused("t.csv", "a,b\n1\n", "2 fields");
+        check_refused("t.csv", "a,b\n", "holds no rows");
+        check_refused("t.jsonl", "{\"a\":[1]}\n", "`a` is a list");
+        check_refused("t.jsonl", "[1]\n", "no object");
+        check_refused("t.jsonl", "{\"a\":1}\n{oops\n", "line 2");
+        check_refused("t.xlsx", "", "`.xlsx` is not served");
+    }
+}

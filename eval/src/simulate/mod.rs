@@ -247,3 +247,66 @@ fn cumulative_intensity() -> Vec<f64> {
     }
     cumulative
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(n_cases: usize, seed: u64) -> Vec<Case> {
+        Simulator::new(n_cases, seed, &Narratives::default()).collect()
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_histories_and_others_differ() {
+        let text = |seed| history(300, seed).iter().map(|case| serde_json::to_string(case).unwrap()).collect::<Vec<_>>();
+        assert_eq!(text(1), text(1));
+        assert_ne!(text(1), text(2));
+    }
+
+    #[test]
+    fn every_event_is_acceptable_to_the_service_and_marked_synthetic() {
+        let limits = sluice::event::EventLimits { max_narrative_chars: 8_192, max_lines: 500, max_attributes: 64 };
+        for case in history(2_000, 5) {
+            assert!(case.synthetic);
+            case.event.into_event(&limits).unwrap_or_else(|error| panic!("{}: {} {}", case.case_id, error.field, error.message));
+        }
+    }
+
+    #[test]
+    fn outcomes_follow_the_ground_truth() {
+        let cases = history(20_000, 6);
+        let truth = |case: &Case| case.truth.unwrap();
+        for (low, high) in [(0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0)] {
+            let part: Vec<&Case> = cases.iter().filter(|case| (low..high).contains(&truth(case).breach_probability)).collect();
+            let expected = part.iter().map(|case| truth(case).breach_probability).sum::<f64>() / part.len() as f64;
+            let breached = part.iter().filter(|case| case.outcome.sla_breached).count() as f64 / part.len() as f64;
+            assert!((expected - breached).abs() < 0.03, "{low} to {high}: {expected} and {breached} of {}", part.len());
+        }
+        let mean = |value: fn(&Case) -> f64| cases.iter().map(value).sum::<f64>() / cases.len() as f64;
+        let (expected, lost) = (mean(|case| case.truth.unwrap().expected_loss_fraction), mean(|case| case.outcome.loss_fraction));
+        assert!((expected - lost).abs() < 0.01, "{expected} and {lost}");
+    }
+
+    #[test]
+    fn cases_come_in_the_order_of_time_and_some_say_nothing() {
+        let cases = history(2_000, 7);
+        assert!(cases.windows(2).all(|pair| pair[0].event.occurred_at <= pair[1].event.occurred_at));
+        let bare = cases
+            .iter()
+            .filter(|case| case.event.order.is_none() && case.event.customer.is_none() && case.event.shipment.is_none());
+        assert!((0.04..0.2).contains(&(bare.count() as f64 / 2_000.0)));
+    }
+
+    #[test]
+    fn narratives_are_drawn_by_type() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = r#"{"id":"n-1","narrative":"short again","type":"inventory_shortfall","language":"en"}"#;
+        std::fs::write(folder.path().join("part.jsonl"), line).unwrap();
+        let narratives = Narratives::read(folder.path()).unwrap();
+        for case in Simulator::new(200, 1, &narratives) {
+            let short = case.true_type == "inventory_shortfall";
+            assert_eq!(case.event.narrative == "short again", short);
+            assert_eq!(case.narrative_id.is_some(), short);
+        }
+    }
+}

@@ -59,13 +59,6 @@ impl SqliteStore {
             let (lock, path) = WriterLock::acquire(&config.path)?;
             (Some(lock), options(config).filename(path).journal_mode(SqliteJournalMode::Wal))
         };
-        let writing = options
-            .clone()
-            .synchronous(SqliteSynchronous::Full)
-            // Without it `INSERT OR REPLACE` would delete a row past the trigger that refuses deletion.
-            .pragma("recursive_triggers", "ON")
-            // A burst may grow the log; it is cut back to this many bytes once folded into the file.
-            .pragma("journal_size_limit", "67108864");
         // One connection, kept for good: in memory it *is* the database.
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
@@ -73,7 +66,7 @@ impl SqliteStore {
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
-            .connect_with(writing)
+            .connect_with(writer_options(options.clone()))
             .await?;
         MIGRATIONS.run(&pool).await?;
         let readers = if config.is_in_memory() { pool.clone() } else { readers(config, options).await? };
@@ -179,14 +172,15 @@ impl WriterHandle {
 }
 
 fn check(config: &StoreConfig) -> Result<(), StoreError> {
-    let zero = [
-        ("max_readers", config.max_readers == 0),
-        ("queue_capacity", config.queue_capacity == 0),
-        ("max_commit_rows", config.max_commit_rows == 0),
-        ("busy_timeout_ms", config.busy_timeout_ms == 0),
+    let sizes = [
+        ("max_readers", u64::from(config.max_readers), 1_000),
+        ("queue_capacity", config.queue_capacity as u64, 1_000_000),
+        // SQLite takes 32,766 values a statement, and a decision has eight.
+        ("max_commit_rows", config.max_commit_rows as u64, 4_000),
+        ("busy_timeout_ms", config.busy_timeout_ms, 3_600_000),
     ];
-    match zero.into_iter().find(|(_, is_zero)| *is_zero) {
-        Some((field, _)) => Err(StoreError::Config { field }),
+    match sizes.into_iter().find(|(_, size, max)| !(1..=*max).contains(size)) {
+        Some((field, _, max)) => Err(StoreError::Config { field, max }),
         None => Ok(()),
     }
 }
@@ -195,7 +189,48 @@ fn options(config: &StoreConfig) -> SqliteConnectOptions {
     SqliteConnectOptions::new().foreign_keys(true).busy_timeout(Duration::from_millis(config.busy_timeout_ms))
 }
 
+fn writer_options(options: SqliteConnectOptions) -> SqliteConnectOptions {
+    options
+        // The log is on disk before a commit returns; with `NORMAL` it is not.
+        .synchronous(SqliteSynchronous::Full)
+        // Without it `INSERT OR REPLACE` would delete a row past the trigger that refuses deletion.
+        .pragma("recursive_triggers", "ON")
+        // A burst may grow the log; it is cut back to this many bytes once folded into the file.
+        .pragma("journal_size_limit", "67108864")
+        // Three statements for each size of batch.
+        .statement_cache_capacity(256)
+}
+
 async fn readers(config: &StoreConfig, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
     let pool = SqlitePoolOptions::new().max_connections(config.max_readers).test_before_acquire(false);
-    pool.connect_with(options.pragma("query_only", "ON")).await
+    // A page of the chain fits between the connection's thread and its reader, so neither waits for the other row by row.
+    pool.connect_with(options.pragma("query_only", "ON").row_buffer_size(verify::PAGE_ROWS)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{ConnectOptions, Row as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_writer_waits_for_the_disk_and_readers_cannot_write() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let config = StoreConfig::at(directory.path().join("sluice.db"));
+        let store = SqliteStore::open(&config).await.expect("a new file");
+        let mut writer = writer_options(options(&config).filename(&config.path)).connect().await.expect("a connection");
+        for (pragma, expected) in [
+            ("PRAGMA synchronous", "2"),
+            ("PRAGMA journal_mode", "wal"),
+            ("PRAGMA foreign_keys", "1"),
+            ("PRAGMA recursive_triggers", "1"),
+        ] {
+            let row = sqlx::query(pragma).fetch_one(&mut writer).await.expect("a known pragma");
+            let value = row.try_get_unchecked::<String, _>(0).expect("one value");
+            assert_eq!(value, expected, "{pragma}");
+        }
+        let refused = sqlx::query("CREATE TABLE t (x)").execute(&store.readers).await;
+        assert!(refused.is_err_and(|error| error.to_string().contains("readonly")));
+        store.close().await;
+    }
 }

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 use crate::store::audit::{AuditFault, AuditReport, ChainVerifier, Payload, Record, StoredRecord};
 
 /// Some megabytes of JSON a page, and few enough round trips.
-const PAGE_ROWS: i64 = 512;
+pub(super) const PAGE_ROWS: usize = 512;
 
 const PAGE: &str = "SELECT a.sequence, a.kind, a.recorded_at_us, a.payload_hash, a.previous_hash, a.hash, a.decision_id, \
         d.decision_id, d.tenant, d.source, d.event_id, d.input_hash, d.decided_at_us, d.event, d.decision \
@@ -32,7 +32,7 @@ impl SqliteStore {
         // Below every possible sequence, so that a record slipped in before the first is seen.
         let mut last = i64::MIN;
         loop {
-            let page = sqlx::query(PAGE).bind(last).bind(head.unwrap_or(0)).bind(PAGE_ROWS).fetch_all(&self.readers).await?;
+            let page = sqlx::query(PAGE).bind(last).bind(head.unwrap_or(0)).bind(PAGE_ROWS as i64).fetch_all(&self.readers).await?;
             let verifier = finished(walking).await?;
             let Some(row) = page.last() else {
                 let unrecorded: Option<Vec<u8>> = sqlx::query_scalar(UNRECORDED).fetch_optional(&self.readers).await?;

@@ -1,0 +1,37 @@
+//! `POST /v1/recommend`: a decision, durable before the answer.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::AppState;
+use super::body::EventBody;
+use super::context::{Deadline, NoQuery, RequestContext, SERVER_TIMING, server_timing};
+use super::docs::{EventRequest, Problems};
+use super::problem::Problem;
+use crate::decision::Decision;
+
+/// Decide one exception
+///
+/// What it is, what is at stake, what to do next, and whether a machine may do it alone. The decision is on disk before the
+/// answer. `(tenant, source, id)` is the idempotency key: the same event again gets the same decision, another body 409.
+#[utoipa::path(
+    post,
+    path = "/v1/recommend",
+    tag = "decisions",
+    request_body = inline(EventRequest),
+    params(("X-Request-Id" = Option<String>, Header), ("X-Deadline-Ms" = Option<u64>, Header)),
+    responses((status = 200, description = "The decision, recorded", body = Decision), Problems)
+)]
+pub(super) async fn recommend(
+    State(state): State<AppState>,
+    context: RequestContext,
+    _: NoQuery,
+    deadline: Deadline,
+    EventBody(event): EventBody,
+) -> Result<Response, Problem> {
+    let event = event.into_event(&state.limits)?;
+    let permit = state.admission.try_admit(1)?;
+    let decided = state.decide(event, deadline.at, permit).await?;
+    Ok(([(SERVER_TIMING, server_timing(&decided.timings, context.arrived.elapsed()))], Json(decided.decision)).into_response())
+}

@@ -1,0 +1,81 @@
+//! The two things a request can ask for, whichever way it came: classify one event, decide one event.
+//!
+//! The pipeline does the work; here it meets the caller's deadline, its permit and the metrics. Deciding runs in a task of its
+//! own, so a caller who hangs up neither undoes it nor leaves half of it.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::AppState;
+use super::admission::Permit;
+use super::problem::Problem;
+use crate::bundle::BundleIdentity;
+use crate::classifier::Classification;
+use crate::decision::{Decided, Timings};
+use crate::error::Error;
+use crate::event::{Content, Event};
+use crate::risk::Risk;
+
+/// What an exception is and what is at stake.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClassifyAnswer {
+    /// `null` where the request named none.
+    pub event_id: Option<String>,
+    pub classification: Classification,
+    /// `null` where no risk model gave an answer.
+    pub risk: Option<Risk>,
+    pub bundle: BundleIdentity,
+}
+
+impl AppState {
+    /// Classifies one event. A caller who goes away stops it.
+    ///
+    /// # Errors
+    /// 429, 503 or 504 as a problem.
+    pub(super) async fn classify(
+        &self,
+        event_id: Option<String>,
+        content: Content,
+        deadline: Instant,
+        permit: Permit,
+    ) -> Result<(ClassifyAnswer, Timings), Problem> {
+        let work = self.pipeline.classify(&content, Some(deadline));
+        let classified = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Error::DeadlineExceeded)??;
+        let mut timings = classified.timings;
+        let risk = timings.risk(|| self.pipeline.assess_risk(&content));
+        drop(permit);
+        self.readiness.served();
+        self.metrics.stages(&timings);
+        let bundle = self.pipeline.models.identity.clone();
+        Ok((ClassifyAnswer { event_id, classification: classified.classification, risk, bundle }, timings))
+    }
+
+    /// Decides one event and records the decision. Once begun it runs to its end, whatever becomes of the caller; a caller whose
+    /// deadline passes is told so and gets the decision by sending the event again.
+    ///
+    /// # Errors
+    /// 409, 429, 500 or 504 as a problem.
+    pub(super) async fn decide(&self, event: Event, deadline: Instant, permit: Permit) -> Result<Decided, Problem> {
+        let state = self.clone();
+        let work = async move {
+            let decided = state.pipeline.decide(event, Some(deadline)).await;
+            drop(permit);
+            if let Ok(decided) = &decided {
+                state.metrics.decision(decided);
+                if decided.decision.classification.is_some() && !decided.decision.replayed {
+                    state.readiness.served();
+                }
+            }
+            decided
+        };
+        let task = self.tasks.spawn(tracing::Instrument::in_current_span(work));
+        let joined = tokio::time::timeout_at(deadline.into(), task).await.map_err(|_| Error::DeadlineExceeded)?;
+        let decided = joined.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "deciding an event panicked");
+            Error::Internal { invariant: "the pipeline does not panic" }
+        })?;
+        Ok(decided?)
+    }
+}

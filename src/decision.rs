@@ -139,13 +139,7 @@ impl Pipeline {
     }
 
     /// Records a decision. One that cannot be recorded is answered all the same, but only ever to a person.
-    async fn record(
-        &self,
-        event: Event,
-        input_hash: String,
-        decision: Decision,
-        mut verdict: Verdict,
-    ) -> Result<Decision, Error> {
+    async fn record(&self, event: Event, input_hash: String, decision: Decision, mut verdict: Verdict) -> Result<Decision, Error> {
         let new = NewDecision {
             event: serde_json::to_value(&event).map_err(|_| Error::Internal { invariant: "a validated event is JSON" })?,
             key: event.key,

@@ -1,7 +1,7 @@
 //! `sluice-eval`: train, evaluate and simulate. Every command is a module of the library; this file only dispatches.
 
 use clap::{Parser, Subcommand};
-use sluice_eval::{actions, build, classifier, risk, simulate};
+use sluice_eval::{actions, build, classifier, evaluate, risk, simulate};
 
 #[derive(Debug, Parser)]
 #[command(name = "sluice-eval", version, about = "The evaluation harness of Sluice")]
@@ -17,6 +17,8 @@ enum Command {
         #[command(subcommand)]
         model: Model,
     },
+    /// Figures, predictions and a report of a bundle on labelled texts; fails where a baseline is missed.
+    Evaluate(evaluate::Args),
     /// Make synthetic case history with known ground truth.
     Simulate(simulate::Args),
     /// Rebuild every artefact of a bundle from training data, with fixed seeds.
@@ -42,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
         Command::Train { model: Model::Risk(args) } => risk::run(&args).map(drop),
         Command::Train { model: Model::Actions(args) } => actions::run(&args).map(drop),
+        Command::Evaluate(args) => evaluate::run(args),
         Command::Simulate(args) => simulate::run(&args).map(drop),
         Command::Build(args) => build::run(&args),
     }

@@ -156,7 +156,8 @@ impl Models {
         let classifier_artefacts =
             ClassifierArtefacts { config: artefacts.bytes(CLASSIFIER_CONFIG)?, weights: artefacts.bytes(CLASSIFIER_WEIGHTS)? };
         let classifier = Classifier::load(&classifier_artefacts, &taxonomy)?;
-        let has_risk = [RISK_FEATURES, RISK_SLA, RISK_REVENUE, RISK_CALIBRATION, RISK_GOLDEN].iter().any(|path| artefacts.has(path));
+        let has_risk =
+            [RISK_FEATURES, RISK_SLA, RISK_REVENUE, RISK_CALIBRATION, RISK_GOLDEN].iter().any(|path| artefacts.has(path));
         let risk = if has_risk {
             Some(RiskModel::load(&RiskArtefacts {
                 features: artefacts.bytes(RISK_FEATURES)?,

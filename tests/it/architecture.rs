@@ -27,16 +27,23 @@ const ROOMS: [(&str, &[&str]); 20] = [
     (
         "application",
         &[
-            "batching", "bundle", "classifier", "config", "decision", "encoder", "error", "event", "http", "policy", "risk", "store",
-            "taxonomy", "text",
+            "batching",
+            "bundle",
+            "classifier",
+            "config",
+            "decision",
+            "encoder",
+            "error",
+            "event",
+            "http",
+            "policy",
+            "risk",
+            "store",
+            "taxonomy",
+            "text",
         ],
     ),
-    (
-        "cli",
-        &[
-            "application", "bundle", "config", "decision", "error", "event", "http", "policy", "store", "taxonomy", "telemetry",
-        ],
-    ),
+    ("cli", &["application", "bundle", "config", "decision", "error", "event", "http", "policy", "store", "taxonomy", "telemetry"]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];
@@ -181,8 +188,8 @@ fn identifier(text: &str) -> String {
 }
 
 fn names_crate(code: &str, name: &str) -> bool {
-    let uses = code.match_indices(&format!("{name}::")).any(|(position, _)| {
-        !code[..position].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '.')
-    });
+    let uses = code
+        .match_indices(&format!("{name}::"))
+        .any(|(position, _)| !code[..position].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '.'));
     uses || code.contains(&format!("use {name};"))
 }

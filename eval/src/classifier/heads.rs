@@ -30,13 +30,8 @@ pub struct HeadParams {
 
 impl HeadParams {
     /// Chosen by cross-validation over the authors of the default narratives.
-    pub const DEFAULT: Self = Self {
-        lexical_l2: 0.05,
-        dense_l2: 0.08,
-        outlier_weight: 0.3,
-        min_document_frequency: 2,
-        max_features: 120_000,
-    };
+    pub const DEFAULT: Self =
+        Self { lexical_l2: 0.05, dense_l2: 0.08, outlier_weight: 0.3, min_document_frequency: 2, max_features: 120_000 };
 }
 
 /// One example as the heads see it.
@@ -61,16 +56,8 @@ pub fn fit_heads(samples: &[Sample<'_>], n_types: usize, params: &HeadParams) ->
     let hidden_size = samples.first().map_or(0, |sample| sample.embedding.len());
     let dense = Rows::from_dense(hidden_size, samples.iter().map(|sample| sample.embedding));
 
-    let types = type_targets(samples, n_types, params.outlier_weight as f32);
-    let novelty: Option<Vec<f32>> = samples
-        .iter()
-        .any(|sample| sample.class.is_none())
-        .then(|| samples.iter().flat_map(|sample| if sample.class.is_some() { [1.0, 0.0] } else { [0.0, 1.0] }).collect());
-    let head = |rows: &Rows, l2: f64| {
-        let types = fit(rows, &types, n_types, Fit::with_l2(l2));
-        let novelty = novelty.as_ref().map(|targets| fit(rows, targets, 2, Fit::with_l2(l2)));
-        beside(&types, novelty.as_ref())
-    };
+    let targets = targets(samples, n_types, params.outlier_weight as f32);
+    let head = |rows: &Rows, l2: f64| with_novelty_logit(&fit(rows, &targets, &[n_types, 2], Fit::with_l2(l2)));
     Ok(Heads::new(lexicon.clone(), head(&lexical, params.lexical_l2)?, head(&dense, params.dense_l2)?)?)
 }
 
@@ -83,28 +70,29 @@ pub fn lexical_rows(lexicon: &Lexicon, texts: &[&str]) -> Rows {
     rows
 }
 
-/// The true type for a text that has one; a little of every type for one that has none (outlier exposure, Hendrycks et al.,
-/// arXiv 1812.04606). Such texts are no class: they only teach the outputs to stay level.
-pub fn type_targets(samples: &[Sample<'_>], n_types: usize, outlier_weight: f32) -> Vec<f32> {
-    let mut targets = vec![0.0; samples.len() * n_types];
-    for (target, sample) in targets.chunks_exact_mut(n_types).zip(samples) {
+/// Shape `(n_samples, n_types + 2)`: the types, then "fits a type" and "fits none".
+///
+/// Among the types, the true one for a text that has one; a little of every type for one that has none (outlier exposure,
+/// Hendrycks et al., arXiv 1812.04606). Such texts are no class: they only teach the outputs to stay level.
+fn targets(samples: &[Sample<'_>], n_types: usize, outlier_weight: f32) -> Vec<f32> {
+    let mut targets = vec![0.0; samples.len() * (n_types + 2)];
+    for (target, sample) in targets.chunks_exact_mut(n_types + 2).zip(samples) {
+        let (types, fits) = target.split_at_mut(n_types);
         match sample.class {
-            Some(class) => target[class] = 1.0,
-            None => target.fill(outlier_weight / n_types as f32),
+            Some(class) => types[class] = 1.0,
+            None => types.fill(outlier_weight / n_types as f32),
         }
+        fits[usize::from(sample.class.is_none())] = 1.0;
     }
     targets
 }
 
-/// One head with the novelty logit as its last output, 0 where there is none.
-fn beside(types: &Linear, novelty: Option<&Linear>) -> Result<Linear> {
-    let n_types = types.n_outputs();
-    let logit = |pair: &[f32]| pair[1] - pair[0];
-    let novelty_weight: Vec<f32> =
-        novelty.map_or_else(|| vec![0.0; types.n_inputs()], |head| head.weight().chunks_exact(2).map(logit).collect());
-    let rows = types.weight().chunks_exact(n_types).zip(novelty_weight);
-    let weight = rows.flat_map(|(row, novelty)| row.iter().copied().chain([novelty])).collect();
-    let mut bias = types.bias().to_vec();
-    bias.push(novelty.map_or(0.0, |head| logit(head.bias())));
-    Ok(Linear::new("fitted", weight, bias)?)
+/// The last two outputs as one logit of "fits none".
+fn with_novelty_logit(fitted: &Linear) -> Result<Linear> {
+    let join = |row: &[f32]| {
+        let (types, fits) = row.split_at(row.len() - 2);
+        [types, &[fits[1] - fits[0]]].concat()
+    };
+    let weight = fitted.weight().chunks_exact(fitted.n_outputs()).flat_map(join).collect();
+    Ok(Linear::new("fitted", weight, join(fitted.bias()))?)
 }

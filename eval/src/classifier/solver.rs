@@ -11,6 +11,9 @@ use sluice::classifier::heads::Linear;
 /// Pairs of steps that L-BFGS remembers.
 const MEMORY: usize = 8;
 
+/// Rows of parameters are padded to a multiple of this, so that the inner loops are whole registers.
+const LANES: usize = 8;
+
 /// Sparse rows, one after the other.
 #[derive(Debug, Clone)]
 pub struct Rows {
@@ -63,14 +66,19 @@ impl Fit {
     }
 }
 
-/// Fits a head with `n_outputs` outputs. `targets` has shape `(n_rows, n_outputs)`; a row's sum is its weight.
+/// Fits a head whose outputs fall into groups of `sizes`, each with a softmax of its own. `targets` has shape
+/// `(n_rows, sizes.sum())`; the sum of a row's targets within a group is the row's weight there.
+///
+/// Groups share nothing but the pass over the rows, which is what costs.
 ///
 /// # Panics
 /// Where `targets` has another shape.
-pub fn fit(rows: &Rows, targets: &[f32], n_outputs: usize, fit: Fit) -> Linear {
+pub fn fit(rows: &Rows, targets: &[f32], sizes: &[usize], fit: Fit) -> Linear {
+    let n_outputs: usize = sizes.iter().sum();
     assert_eq!(targets.len(), rows.n_rows() * n_outputs, "one target row for each row");
-    let problem = Problem { rows, targets, n_outputs, l2: fit.l2 };
-    let mut point = problem.evaluate(vec![0.0; (rows.n_inputs + 1) * n_outputs]);
+    let stride = n_outputs.next_multiple_of(LANES);
+    let problem = Problem { rows, targets, sizes, n_outputs, stride, l2: fit.l2 };
+    let mut point = problem.evaluate(vec![0.0; (rows.n_inputs + 1) * stride]);
     let mut memory: VecDeque<Step> = VecDeque::new();
     for _ in 0..fit.max_iterations {
         let direction = direction(&point.gradient, &memory);
@@ -80,8 +88,7 @@ pub fn fit(rows: &Rows, targets: &[f32], n_outputs: usize, fit: Fit) -> Linear {
         }
         let first = if memory.is_empty() { 1.0 / dot(&direction, &direction).sqrt().max(1.0) } else { 1.0 };
         let Some(next) = problem.search(&point, &direction, slope, first) else { break };
-        let decrease = point.objective - next.objective;
-        let settled = decrease <= fit.tolerance * point.objective.abs();
+        let settled = point.objective - next.objective <= fit.tolerance * point.objective.abs();
         let step = Step::between(&point, &next);
         if step.curvature > 1e-10 {
             memory.push_back(step);
@@ -94,19 +101,23 @@ pub fn fit(rows: &Rows, targets: &[f32], n_outputs: usize, fit: Fit) -> Linear {
             break;
         }
     }
-    let bias = point.parameters.split_off(rows.n_inputs * n_outputs);
-    Linear::new("fitted", point.parameters, bias).expect("the objective is finite, so its minimiser is")
+    let mut unpadded: Vec<f32> = point.parameters.chunks_exact(stride).flat_map(|row| &row[..n_outputs]).copied().collect();
+    let bias = unpadded.split_off(rows.n_inputs * n_outputs);
+    Linear::new("fitted", unpadded, bias).expect("the objective is finite, so its minimiser is")
 }
 
 struct Problem<'a> {
     rows: &'a Rows,
     targets: &'a [f32],
+    sizes: &'a [usize],
     n_outputs: usize,
+    /// Outputs with the padding that brings them to whole registers; its weights stay 0.
+    stride: usize,
     l2: f64,
 }
 
 struct Point {
-    /// The weights row by row, then the bias.
+    /// The weights row by row, then the bias, each row padded.
     parameters: Vec<f32>,
     gradient: Vec<f32>,
     objective: f64,
@@ -114,34 +125,28 @@ struct Point {
 
 impl Problem<'_> {
     fn evaluate(&self, parameters: Vec<f32>) -> Point {
-        let k = self.n_outputs;
-        let (weight, bias) = parameters.split_at(self.rows.n_inputs * k);
+        let stride = self.stride;
+        let (weight, bias) = parameters.split_at(self.rows.n_inputs * stride);
         let mut gradient = vec![0.0; parameters.len()];
         let (weight_gradient, bias_gradient) = gradient.split_at_mut(weight.len());
         let mut objective = 0.0;
-        let mut logits = vec![0.0f32; k];
-        for (row, target) in self.rows.iter().zip(self.targets.chunks_exact(k)) {
+        let mut logits = vec![0.0f32; stride];
+        for (row, target) in self.rows.iter().zip(self.targets.chunks_exact(self.n_outputs)) {
             logits.copy_from_slice(bias);
             for &(input, value) in row {
-                let weights = &weight[input as usize * k..][..k];
-                for (logit, weight) in logits.iter_mut().zip(weights) {
-                    *logit += value * weight;
-                }
+                multiply_add(&mut logits, value, &weight[input as usize * stride..][..stride]);
             }
-            objective += residuals(&mut logits, target);
+            let mut start = 0;
+            for &size in self.sizes {
+                objective += residuals(&mut logits[start..start + size], &target[start..start + size]);
+                start += size;
+            }
             for &(input, value) in row {
-                let gradients = &mut weight_gradient[input as usize * k..][..k];
-                for (gradient, residual) in gradients.iter_mut().zip(&logits) {
-                    *gradient += value * residual;
-                }
+                multiply_add(&mut weight_gradient[input as usize * stride..][..stride], value, &logits);
             }
-            for (gradient, residual) in bias_gradient.iter_mut().zip(&logits) {
-                *gradient += residual;
-            }
+            multiply_add(bias_gradient, 1.0, &logits);
         }
-        for (gradient, weight) in weight_gradient.iter_mut().zip(weight) {
-            *gradient += self.l2 as f32 * weight;
-        }
+        multiply_add(weight_gradient, self.l2 as f32, weight);
         objective += 0.5 * self.l2 * dot(weight, weight);
         Point { parameters, gradient, objective }
     }
@@ -211,6 +216,15 @@ fn direction(gradient: &[f32], memory: &VecDeque<Step>) -> Vec<f32> {
     direction
 }
 
+/// `target += value · row`, in whole registers; both are multiples of [`LANES`] long.
+fn multiply_add(target: &mut [f32], value: f32, row: &[f32]) {
+    for (target, row) in target.as_chunks_mut::<LANES>().0.iter_mut().zip(row.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
+            target[lane] += value * row[lane];
+        }
+    }
+}
+
 fn subtract(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
@@ -222,15 +236,15 @@ fn add_scaled(target: &mut [f32], values: &[f32], scale: f64) {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    // Eight partial sums, which the compiler keeps in one vector register; f64 because millions of terms meet here.
-    let mut sums = [0.0f64; 8];
-    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for lane in 0..8 {
+    // Partial sums, which the compiler keeps in registers; f64 because millions of terms meet here.
+    let mut sums = [0.0f64; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
             sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
         }
     }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     rest + sums.iter().sum::<f64>()
 }
 
@@ -248,7 +262,7 @@ mod tests {
             targets[row * 3 + class] = 1.0;
         }
         let rows = Rows::from_dense(2, x.iter().map(<[f32; 2]>::as_slice));
-        let head = fit(&rows, &targets, 3, Fit { l2: 0.5, max_iterations: 500, tolerance: 1e-12 });
+        let head = fit(&rows, &targets, &[3], Fit { l2: 0.5, max_iterations: 500, tolerance: 1e-12 });
         let expected: [f64; 6] = SKLEARN_WEIGHT;
         for (found, expected) in head.weight().iter().zip(expected) {
             assert!((f64::from(*found) - expected).abs() < 2e-3, "{:?}", head.weight());
@@ -258,12 +272,28 @@ mod tests {
     const SKLEARN_WEIGHT: [f64; 6] = [0.020960, 1.018179, -1.039138, 1.037432, -0.534959, -0.502472];
 
     #[test]
+    fn groups_of_outputs_do_not_touch_each_other() {
+        let rows = Rows::from_dense(2, [[1.0f32, 0.0].as_slice(), &[0.0, 1.0], &[1.0, 1.0], &[-1.0, 0.5]]);
+        let tight = Fit { l2: 0.5, max_iterations: 500, tolerance: 1e-12 };
+        let left = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0];
+        let right = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0];
+        let both: Vec<f32> = left.chunks(2).zip(right.chunks(2)).flat_map(|(left, right)| [left, right].concat()).collect();
+        let together = fit(&rows, &both, &[2, 2], tight);
+        for (targets, offset) in [(left, 0), (right, 2)] {
+            let alone = fit(&rows, &targets, &[2], tight);
+            for (together, alone) in together.weight().chunks(4).zip(alone.weight().chunks(2)) {
+                assert!(alone.iter().zip(&together[offset..]).all(|(a, b)| (a - b).abs() < 1e-3), "{together:?} {alone:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_row_counts_by_the_sum_of_its_target() {
         let twice = Rows::from_dense(1, [[1.0f32].as_slice(), &[1.0], &[-1.0]]);
         let once = Rows::from_dense(1, [[1.0f32].as_slice(), &[-1.0]]);
         let tight = Fit { l2: 0.5, max_iterations: 500, tolerance: 1e-12 };
-        let a = fit(&twice, &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0], 2, tight);
-        let b = fit(&once, &[2.0, 0.0, 0.0, 1.0], 2, tight);
+        let a = fit(&twice, &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0], &[2], tight);
+        let b = fit(&once, &[2.0, 0.0, 0.0, 1.0], &[2], tight);
         for (a, b) in a.weight().iter().zip(b.weight()) {
             assert!((a - b).abs() < 1e-3);
         }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use sluice::classifier::heads::Linear;
-use sluice::classifier::{Classifier, ClassifierParts};
+use sluice::classifier::{Calibration, Classifier, ClassifierArtefacts, ClassifierParts};
 use sluice::taxonomy::{ActionDefinition, MANUAL_REVIEW, OwnerDefinition, Taxonomy, TypeDefinition};
 
 use super::calibration::{HeldOut, Scored, apply, first_max, fit_calibration};
@@ -232,7 +232,7 @@ impl<'a> Training<'a> {
         for (target, sample) in targets.chunks_exact_mut(n_types).zip(&training) {
             target[sample.class.expect("only in-scope samples are left")] = 1.0;
         }
-        let head: Linear = fit(&lexical_rows(&lexicon, &texts), &targets, n_types, Fit::with_l2(FLOOR_L2));
+        let head: Linear = fit(&lexical_rows(&lexicon, &texts), &targets, &[n_types], Fit::with_l2(FLOOR_L2));
         let score = |&idx: &usize| {
             let entries = lexicon.vectorize(self.encoded[idx].text.as_str()).entries;
             let logits = head.forward(entries.into_iter().map(|(feature, value)| (feature as usize, value)));
@@ -285,7 +285,7 @@ impl<'a> Training<'a> {
         &self,
         outcomes: &[Outcome],
         scored: &[Scored],
-        calibration: &sluice::classifier::Calibration,
+        calibration: &Calibration,
         n_features: usize,
         thresholds: ThresholdsFile,
     ) -> TrainingReport {
@@ -361,7 +361,7 @@ fn write(args: &Args, taxonomy: &Taxonomy, parts: ClassifierParts, report: &Trai
     let out: &Path = &args.out;
     let (config, weights) = parts.write()?;
     // What was written must be what serves, so it is loaded as the service would before it lands in the bundle.
-    Classifier::load(&sluice::classifier::ClassifierArtefacts { config: config.as_bytes(), weights: &weights }, taxonomy)?;
+    Classifier::load(&ClassifierArtefacts { config: config.as_bytes(), weights: &weights }, taxonomy)?;
     std::fs::create_dir_all(out).with_context(|| format!("`{}` cannot be created", out.display()))?;
     let save = |name: &str, bytes: &[u8]| {
         let path = out.join(name);

@@ -1,5 +1,7 @@
 //! Training and evaluating on a small set of a distributor's own codes, end to end.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use clap::Parser;

@@ -33,9 +33,9 @@ pub fn fit_logistic<const N: usize>(rows: &[([f64; N], bool)], signs: &[i8; N]) 
     for _ in 0..ITERATIONS {
         let gradient = gradient(&standardised, &look_ahead);
         let mut next = ([0.0; N], look_ahead.1 - step * gradient.1);
-        for i in 0..N {
+        for (i, &sign) in signs.iter().enumerate() {
             let moved = look_ahead.0[i] - step * gradient.0[i];
-            next.0[i] = match signs[i] {
+            next.0[i] = match sign {
                 0 => moved,
                 sign => moved.abs() * f64::from(u8::from(moved * f64::from(sign) > 0.0)) * f64::from(sign),
             };
@@ -61,8 +61,8 @@ fn gradient<const N: usize>(rows: &[([f64; N], f64)], at: &([f64; N], f64)) -> (
     for (features, target) in rows {
         let logit: f64 = at.1 + features.iter().zip(&at.0).map(|(feature, coefficient)| feature * coefficient).sum::<f64>();
         let residual = 1.0 / (1.0 + (-logit).exp()) - target;
-        for i in 0..N {
-            gradient.0[i] += residual * features[i];
+        for (sum, feature) in gradient.0.iter_mut().zip(features) {
+            *sum += residual * feature;
         }
         gradient.1 += residual;
     }

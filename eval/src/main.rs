@@ -42,10 +42,17 @@ fn main() -> anyhow::Result<()> {
         .init();
     match Cli::parse().command {
         Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
-        Command::Train { model: Model::Risk(args) } => risk::run(&args).map(drop),
-        Command::Train { model: Model::Actions(args) } => actions::run(&args).map(drop),
+        Command::Train { model: Model::Risk(args) } => print(&serde_json::to_string_pretty(&risk::run(&args)?)?),
+        Command::Train { model: Model::Actions(args) } => print(&actions::run(&args)?),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Simulate(args) => simulate::run(&args).map(drop),
         Command::Build(args) => build::run(&args),
     }
+}
+
+/// Writes the report of a command to standard output.
+#[expect(clippy::print_stdout, reason = "a report is a command's result")]
+fn print(report: &impl std::fmt::Display) -> anyhow::Result<()> {
+    println!("{report}");
+    Ok(())
 }

@@ -37,7 +37,7 @@ pub struct StoreConfig {
     pub queue_capacity: usize,
     /// Most decisions in one commit.
     pub max_commit_rows: usize,
-    /// Longest wait for a place in the queue, and for a lock that another process holds.
+    /// Longest wait for a place in the queue, for a connection, and for a lock that another process holds.
     pub busy_timeout_ms: u64,
 }
 

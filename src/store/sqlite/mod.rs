@@ -66,6 +66,7 @@ impl SqliteStore {
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
+            .acquire_timeout(busy_timeout(config))
             .connect_with(writer_options(options.clone()))
             .await?;
         MIGRATIONS.run(&pool).await?;
@@ -134,7 +135,7 @@ impl WriterHandle {
         let (jobs, receiver) = mpsc::channel(config.queue_capacity);
         let handle = Self {
             jobs,
-            queue_timeout: Duration::from_millis(config.busy_timeout_ms),
+            queue_timeout: busy_timeout(config),
             failed: Arc::default(),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -186,7 +187,11 @@ fn check(config: &StoreConfig) -> Result<(), StoreError> {
 }
 
 fn options(config: &StoreConfig) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().foreign_keys(true).busy_timeout(Duration::from_millis(config.busy_timeout_ms))
+    SqliteConnectOptions::new().foreign_keys(true).busy_timeout(busy_timeout(config))
+}
+
+fn busy_timeout(config: &StoreConfig) -> Duration {
+    Duration::from_millis(config.busy_timeout_ms)
 }
 
 fn writer_options(options: SqliteConnectOptions) -> SqliteConnectOptions {
@@ -203,6 +208,7 @@ fn writer_options(options: SqliteConnectOptions) -> SqliteConnectOptions {
 
 async fn readers(config: &StoreConfig, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
     let pool = SqlitePoolOptions::new().max_connections(config.max_readers).test_before_acquire(false);
+    let pool = pool.acquire_timeout(busy_timeout(config));
     // A page of the chain fits between the connection's thread and its reader, so neither waits for the other row by row.
     pool.connect_with(options.pragma("query_only", "ON").row_buffer_size(verify::PAGE_ROWS)).await
 }

@@ -3,6 +3,8 @@
 //! Standard error, as text or as JSON lines; standard output belongs to the commands' results. It refuses to filter content: that
 //! no narrative and no customer data reaches a log is the duty of whoever writes the log line.
 
+use std::io::IsTerminal as _;
+
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -46,6 +48,8 @@ impl LogConfig {
 /// [`TelemetryError::Level`]; [`TelemetryError::Twice`].
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
     let builder = tracing_subscriber::fmt().with_env_filter(config.filter()?).with_writer(std::io::stderr);
+    // Colours are for eyes; a file or a collector wants none.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     match config.format {
         LogFormat::Text => builder.finish().try_init()?,
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init()?,

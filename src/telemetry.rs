@@ -47,9 +47,9 @@ impl LogConfig {
 /// # Errors
 /// [`TelemetryError::Level`]; [`TelemetryError::Twice`].
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
-    // Colours are for people at a terminal; in a file they are noise.
-    let colours = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(config.filter()?).with_ansi(colours).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(config.filter()?).with_writer(std::io::stderr);
+    // Colours are for eyes; a file or a collector wants none.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     match config.format {
         LogFormat::Text => builder.finish().try_init()?,
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init()?,

@@ -1,7 +1,8 @@
 //! Batches as a stream: one event a line in, one result a line out, in order, in bounded memory.
 //!
 //! At most `stream_concurrency` lines are in work; the body is read no further until the first of them has its answer and the
-//! caller has taken it. Each line waits for its permit instead of being refused: a stream slows down under load. Lines run in tasks of their own: a caller who reads slowly holds no permits.
+//! caller has taken it. Each line waits for its permit instead of being refused: a stream slows down under load. Lines run in
+//! tasks of their own, so a caller who reads slowly holds no permits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -262,7 +262,7 @@ fn not_negative(field: &str, value: Option<f64>) -> Result<(), EventError> {
     }
 }
 
-fn short_text(field: &str, text: Option<&str>) -> Result<(), EventError> {
+pub(super) fn short_text(field: &str, text: Option<&str>) -> Result<(), EventError> {
     match text {
         Some(text) if text.chars().count() > MAX_TEXT_CHARS => {
             Err(EventError::invalid(field, format!("at most {MAX_TEXT_CHARS} characters are accepted")))

@@ -9,7 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::error::Category;
 use serde_path_to_error::Segment;
@@ -22,18 +22,12 @@ use super::{Attribute, EventError};
 /// As [`super::EventWire::from_json`] documents.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EventError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        // A wrong field shows before the end of the text is reached; what is no JSON at all is called so first.
-        let syntax = serde_json::from_slice::<IgnoredAny>(bytes).err();
-        syntax.map_or_else(|| event_error(&error), |syntax| not_json(&syntax))
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| event_error(&error))?;
+    deserializer.end().map_err(|error| {
+        let position = format!("at line {} column {}", error.line(), error.column());
+        EventError { field: String::new(), message: format!("text follows the JSON object, {position}"), malformed: true }
     })?;
-    deserializer.end().map_err(|error| not_json(&error))?;
     Ok(value)
-}
-
-fn not_json(error: &serde_json::Error) -> EventError {
-    let message = format!("not valid JSON, at line {} column {}", error.line(), error.column());
-    EventError { field: String::new(), message, malformed: true }
 }
 
 /// For a field that holds an object or nothing.
@@ -178,7 +172,8 @@ fn event_error(error: &serde_path_to_error::Error<serde_json::Error>) -> EventEr
     if said == "number out of range" {
         return EventError::invalid(path, "must be a finite number");
     }
-    not_json(inner)
+    let message = format!("not valid JSON, at line {} column {}", inner.line(), inner.column());
+    EventError { field: String::new(), message, malformed: true }
 }
 
 fn data_error(path: String, said: &str) -> EventError {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use super::facts::short_text;
 use super::{Attribute, Content, Customer, Event, EventError, EventKey, EventLimits, Facts, Order, Shipment, json};
 
 /// The tenant of an event that names none.
@@ -83,6 +84,7 @@ impl EventWire {
             if text.chars().any(char::is_control) {
                 return Err(EventError::invalid(field, "must not contain control characters"));
             }
+            short_text(field, Some(text))?;
         }
         if is_blank(&self.narrative) {
             return Err(EventError::invalid("narrative", "must not be blank"));
@@ -114,11 +116,7 @@ impl EventWire {
 }
 
 fn required(field: &str, text: Option<&str>) -> Result<String, EventError> {
-    match text {
-        None => Err(EventError::invalid(field, "is required")),
-        Some(text) if text.chars().count() > 256 => Err(EventError::invalid(field, "at most 256 characters are accepted")),
-        Some(text) => Ok(text.to_owned()),
-    }
+    text.map(str::to_owned).ok_or_else(|| EventError::invalid(field, "is required"))
 }
 
 /// Whether a reader would see nothing: white space, controls, and the characters Unicode calls default ignorable (zero-width

@@ -67,7 +67,7 @@ async fn bad_input_is_a_problem_that_names_the_field() {
         Bad::malformed(""),
         Bad::malformed("{"),
         Bad::malformed("not json"),
-        Bad::malformed("{} {}"),
+        Bad::malformed(format!("{} {{}}", event())),
         Bad::malformed(r#"{"narrative": NaN}"#),
         Bad::malformed(r#"{"narrative": "x", "order": {"value": Infinity}}"#),
         Bad::malformed("{\"narrative\": \"\u{1}\"}"),

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use sluice::batching::encode_all;
+use sluice::bundle::{MANIFEST, Manifest};
 use sluice::classifier::{Classification, Classifier, ClassifierArtefacts};
 use sluice::encoder::{CandleEncoder, Encoder};
 use sluice::taxonomy::Taxonomy;
@@ -19,11 +20,29 @@ use sluice::text::{NormalizedText, TokenCount, TokenizedText, Tokenizer, normali
 /// Tokens of a text that the encoder sees; as served by default.
 pub const MAX_TOKENS: usize = 256;
 
+/// The encoder of a bundle that names none.
+pub const DEFAULT_ENCODER: &str = "models/encoders/minilm-l6-v2";
+
 /// Tokens a batch holds at most; more gains nothing on a CPU.
 const MAX_BATCH_TOKENS: usize = 2_048;
 
 /// Texts between two ticks of the progress bar.
 const CHUNK: usize = 64;
+
+/// The encoder's folder for a bundle: the one its manifest names, every hash checked, or the default one where the bundle has no
+/// manifest yet.
+///
+/// # Errors
+/// A manifest or a file that is not as the manifest says.
+pub fn encoder_of(bundle: &Path) -> Result<PathBuf> {
+    if !bundle.join(MANIFEST).exists() {
+        return Ok(PathBuf::from(DEFAULT_ENCODER));
+    }
+    let (manifest, _) = Manifest::read(bundle)?;
+    manifest.read_artefacts(bundle)?;
+    manifest.read_encoder(bundle)?;
+    Ok(bundle.join(manifest.encoder.directory))
+}
 
 /// A text as the classifier takes it.
 #[derive(Debug, Clone)]

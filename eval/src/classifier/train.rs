@@ -18,7 +18,7 @@ use super::solver::{Fit, fit};
 use super::threshold::{Case, Target, ThresholdsFile, certify};
 use crate::dataset::{Columns, Dataset};
 use crate::metrics;
-use crate::scoring::{EncodedText, encode_texts, progress};
+use crate::scoring::{DEFAULT_ENCODER, EncodedText, encode_texts, progress};
 
 /// C = 10 of scikit-learn, tuned once on the default narratives.
 const FLOOR_L2: f64 = 0.1;
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long)]
     pub taxonomy: Option<PathBuf>,
     /// Folder of the encoder: `config.json`, `tokenizer.json`, `model.safetensors`.
-    #[arg(long)]
+    #[arg(long, default_value = DEFAULT_ENCODER)]
     pub encoder: PathBuf,
     /// Bundle to write `classifier.toml`, `classifier.safetensors`, `classifier.report.json` and `thresholds.toml` to.
     #[arg(long)]

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use sluice::classifier::Classification;
 
 use crate::dataset::{Columns, Dataset};
-use crate::scoring::{ClassifierBundle, encode_texts};
+use crate::scoring::{ClassifierBundle, encode_texts, encoder_of};
 use baseline::Baseline;
 use figures::Metrics;
 
@@ -24,9 +24,9 @@ pub struct Args {
     /// Folder of the bundle.
     #[arg(long)]
     pub bundle: PathBuf,
-    /// Folder of the encoder.
+    /// Folder of the encoder; the one of the bundle's manifest where none is named.
     #[arg(long)]
-    pub encoder: PathBuf,
+    pub encoder: Option<PathBuf>,
     #[command(flatten)]
     pub columns: Columns,
     /// Folder for `metrics.json`, `predictions.parquet` and `report.html`.
@@ -92,7 +92,8 @@ pub fn evaluate(args: &Args) -> Result<Evaluation> {
         ensure!(known, "the label `{}` is neither a type of the bundle nor `{oos_label}`", example.label);
     }
     let texts: Vec<&str> = dataset.examples.iter().map(|example| example.text.as_str()).collect();
-    let encoded = encode_texts(&args.encoder, &texts, args.embeddings.as_deref())?;
+    let encoder = args.encoder.clone().map_or_else(|| encoder_of(&args.bundle), Ok)?;
+    let encoded = encode_texts(&encoder, &texts, args.embeddings.as_deref())?;
     let classifications = bundle.classify(&encoded)?;
     let rows = dataset.examples.into_iter().zip(classifications);
     let predictions: Vec<Prediction> = rows

@@ -45,7 +45,7 @@ pub(super) fn answer(state: AppState, context: RequestContext, budget: Duration,
             };
             let running = tasks.spawn(tracing::Instrument::in_current_span(work));
             // A panic is the only way a task ends without its result; the stream breaks off instead of skipping a line.
-            async move { running.await.map_err(|error| std::io::Error::other(error)) }
+            async move { running.await.map_err(std::io::Error::other) }
         })
         .buffered(concurrency);
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(results)).into_response()

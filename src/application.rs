@@ -56,12 +56,13 @@ pub enum ApplicationError {
     Listen { address: SocketAddr, source: std::io::Error },
 }
 
-/// Builds the rooms an exception passes through, without HTTP.
+/// Builds the rooms an exception passes through, without HTTP, and runs the bundle's golden cases.
 ///
 /// # Errors
-/// The first room that could not be built.
+/// The first room that could not be built, or the first golden case that differs.
 pub async fn pipeline(config: &Config) -> Result<Pipeline, ApplicationError> {
-    let (pipeline, _) = build(config).await?;
+    let (pipeline, golden) = build(config).await?;
+    check_golden(&pipeline, &golden).await?;
     Ok(pipeline)
 }
 

@@ -33,12 +33,12 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn read(path: impl AsRef<Path>) -> Vec<u8> {
-    std::fs::read(path.as_ref()).unwrap()
+    std::fs::read(path.as_ref()).expect("the file is in the repository")
 }
 
 fn reference(name: &str) -> (TreeEnsemble, Reference) {
-    let ensemble = TreeEnsemble::parse(&read(fixture(&format!("{name}.onnx")))).unwrap();
-    let reference: Reference = serde_json::from_slice(&read(fixture(&format!("{name}.json")))).unwrap();
+    let ensemble = TreeEnsemble::parse(&read(fixture(&format!("{name}.onnx")))).expect(name);
+    let reference: Reference = serde_json::from_slice(&read(fixture(&format!("{name}.json")))).expect(name);
     (ensemble, reference)
 }
 
@@ -118,18 +118,18 @@ fn rows_of_another_width_and_infinite_values_are_refused() {
 
 /// Parses the small own model after `change` and expects a refusal that names `reason`.
 fn check_refused(reason: &str, change: impl FnOnce(&mut ModelProto)) {
-    let mut model = ModelProto::decode(&*read(fixture("own.onnx"))).unwrap();
+    let mut model = ModelProto::decode(&*read(fixture("own.onnx"))).expect("the fixture is ONNX");
     change(&mut model);
     let error = TreeEnsemble::parse(&model.encode_to_vec()).expect_err(reason);
     assert!(error.to_string().contains(reason), "`{error}` does not name `{reason}`");
 }
 
 fn ensemble_node(model: &mut ModelProto) -> &mut NodeProto {
-    &mut model.graph.as_mut().unwrap().node[0]
+    &mut model.graph.as_mut().expect("the fixture has a graph").node[0]
 }
 
 fn attribute<'a>(model: &'a mut ModelProto, name: &str) -> &'a mut AttributeProto {
-    ensemble_node(model).attribute.iter_mut().find(|attribute| attribute.name == name).unwrap()
+    ensemble_node(model).attribute.iter_mut().find(|attribute| attribute.name == name).expect(name)
 }
 
 #[test]
@@ -227,7 +227,11 @@ fn limits() -> EventLimits {
 }
 
 fn facts(json: &str) -> Facts {
-    EventWire::from_json(json.as_bytes()).unwrap().into_content(&limits()).unwrap().facts
+    EventWire::from_json(json.as_bytes())
+        .expect("the event is JSON")
+        .into_content(&limits())
+        .expect("the event is acceptable")
+        .facts
 }
 
 const CONTRACT_EVENT: &str = r#"{"id":"evt-000431","source":"wms/dc-atlanta","occurred_at":"2026-05-18T14:03:22Z","site":"DC-ATL",
@@ -250,8 +254,8 @@ fn numeric(name: &str) -> Feature {
 fn check_fact(event: &str, name: &str, expected: Option<f32>) {
     let boolean = ["replenishment_confirmed", "order.partial_allowed", "attributes.cold_chain"].contains(&name);
     let kind = if boolean { FeatureKind::Boolean } else { FeatureKind::Numeric };
-    let schema = FeatureSchema::new(vec![Feature { kind, ..numeric(name) }]).unwrap();
-    let vector = FeatureVector::from_facts(&schema, &facts(event)).unwrap();
+    let schema = FeatureSchema::new(vec![Feature { kind, ..numeric(name) }]).expect(name);
+    let vector = FeatureVector::from_facts(&schema, &facts(event)).expect(name);
     let got = vector.values[0];
     match expected {
         Some(expected) => assert!((got - expected).abs() < 1e-4, "{name} is {got}, not {expected}"),
@@ -480,5 +484,36 @@ fn an_explanation_of_the_default_model_sums_to_its_margin() {
         assert!((explained.base + sum - explained.margin).abs() < 1e-4);
         assert_eq!(explained.features.len(), model.schema().n_features());
         assert!(explained.features.windows(2).all(|pair| pair[0].contribution.abs() >= pair[1].contribution.abs()));
+    }
+}
+
+#[test]
+fn priority_grows_with_probability_tier_and_money_and_an_unknown_amount_is_neutral() {
+    let calibration = Files::default_bundle().load().unwrap().calibration().clone();
+    let rule = &calibration.priority;
+    let reference = rule.reference_loss["USD"];
+    let index = |probability: f64, tier: Option<&str>, loss: Option<f64>, currency: Option<&str>| {
+        rule.index(probability, tier, loss, currency)
+    };
+    let usual = index(0.4, Some("silver"), Some(reference), Some("USD"));
+    assert!(index(0.5, Some("silver"), Some(reference), Some("USD")) > usual);
+    assert!(index(0.4, Some("PLATINUM "), Some(reference), Some("USD")) > usual);
+    assert!(index(0.4, Some("silver"), Some(4.0 * reference), Some("USD")) > usual);
+    for (loss, currency) in [(None, Some("USD")), (Some(1e9), None), (Some(1e9), Some("XXX"))] {
+        assert!((index(0.4, Some("silver"), loss, currency) - usual).abs() < 1e-12);
+    }
+    // Money alone at most doubles.
+    assert!(index(0.4, Some("silver"), Some(1e12), Some("USD")) <= 2.0 * usual + 1e-12);
+    assert_eq!(rule.priority(0.01, Some("bronze"), None, None), Priority::Low);
+    assert_eq!(rule.priority(0.99, Some("platinum"), Some(4.0 * reference), Some("USD")), Priority::Critical);
+}
+
+#[test]
+fn the_loss_limit_is_never_under_the_mean_and_neither_is_negative() {
+    let calibration = Files::default_bundle().load().unwrap().calibration().clone();
+    for step in -20..120 {
+        let predicted = f64::from(step) / 100.0;
+        let (mean, p90) = calibration.revenue.mean_and_p90(predicted);
+        assert!(mean >= 0.0 && p90 >= mean && p90.is_finite(), "{predicted}: {mean} and {p90}");
     }
 }

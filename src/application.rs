@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::batching::{self, SpawnError};
 use crate::bundle::{self, Bundle, BundleError, BundleIdentity, GoldenCase, Models};
 use crate::config::Config;
-use crate::decision::Pipeline;
+use crate::decision::{Assessed, Pipeline};
 use crate::encoder::{CandleEncoder, Encoder, EncoderError, Engine};
 use crate::error::Error;
 use crate::http::admission::Admission;
@@ -198,8 +198,7 @@ pub async fn verify(config: &Config) -> Result<Verified, ApplicationError> {
 
 /// How the case's answer differs from the one its author saw; `None` where it does not.
 async fn golden_difference(pipeline: &Pipeline, case: &GoldenCase, deadline: Option<Instant>) -> Result<Option<String>, Error> {
-    let classification = pipeline.classify(&case.content, deadline).await?.classification;
-    let risk = pipeline.assess_risk(&case.content);
+    let Assessed { classification, risk, .. } = pipeline.assess(&case.content, deadline).await?;
     Ok(case.difference(&classification, risk.as_ref()))
 }
 

@@ -129,8 +129,18 @@ impl Pipeline {
         Ok(Classified { classification, timings })
     }
 
+    /// What the exception is and what is at stake, undecided and unrecorded.
+    ///
+    /// # Errors
+    /// As [`Pipeline::classify`].
+    pub async fn assess(&self, content: &Content, deadline: Option<Instant>) -> Result<Assessed, Error> {
+        let Classified { classification, mut timings } = self.classify(content, deadline).await?;
+        let risk = timings.risk(|| self.assess_risk(content));
+        Ok(Assessed { classification, risk, timings })
+    }
+
     /// What is at stake, from the facts alone; `None` where no risk model answers.
-    pub fn assess_risk(&self, content: &Content) -> Option<Risk> {
+    fn assess_risk(&self, content: &Content) -> Option<Risk> {
         let model = self.models.risk.as_ref()?;
         model
             .score(&content.facts)
@@ -173,6 +183,14 @@ pub struct Classified {
     pub timings: Timings,
 }
 
+/// A classification and what is at stake, with where their time went.
+#[derive(Debug, Clone)]
+pub struct Assessed {
+    pub classification: Classification,
+    pub risk: Option<Risk>,
+    pub timings: Timings,
+}
+
 /// A decision with where its time went.
 #[derive(Debug, Clone)]
 pub struct Decided {
@@ -193,7 +211,7 @@ pub struct Timings {
 
 impl Timings {
     /// Runs the risk model and notes how long it took.
-    pub fn risk<T>(&mut self, score: impl FnOnce() -> T) -> T {
+    fn risk<T>(&mut self, score: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let value = score();
         self.risk = started.elapsed();

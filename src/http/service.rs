@@ -13,7 +13,7 @@ use super::admission::Permit;
 use super::problem::Problem;
 use crate::bundle::BundleIdentity;
 use crate::classifier::Classification;
-use crate::decision::{Decided, Timings};
+use crate::decision::{Assessed, Decided, Timings};
 use crate::error::Error;
 use crate::event::{Content, Event};
 use crate::risk::Risk;
@@ -41,15 +41,14 @@ impl AppState {
         deadline: Instant,
         permit: Permit,
     ) -> Result<(ClassifyAnswer, Timings), Problem> {
-        let work = self.pipeline.classify(&content, Some(deadline));
-        let classified = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Error::DeadlineExceeded)??;
-        let mut timings = classified.timings;
-        let risk = timings.risk(|| self.pipeline.assess_risk(&content));
+        let work = self.pipeline.assess(&content, Some(deadline));
+        let assessed = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Error::DeadlineExceeded)??;
+        let Assessed { classification, risk, timings } = assessed;
         drop(permit);
         self.readiness.served();
         self.metrics.stages(&timings);
         let bundle = self.pipeline.models.identity.clone();
-        Ok((ClassifyAnswer { event_id, classification: classified.classification, risk, bundle }, timings))
+        Ok((ClassifyAnswer { event_id, classification, risk, bundle }, timings))
     }
 
     /// Decides one event and records the decision. Once begun it runs to its end, whatever becomes of the caller; a caller whose

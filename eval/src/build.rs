@@ -9,14 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use sluice::bundle::{self, EncoderEntry, Expected, FileEntry, GoldenCase, Manifest, Models, Training};
-use sluice::event::{EventLimits, EventWire};
+use sluice::event::EventWire;
 
 use crate::classifier::heads::HeadParams;
 use crate::dataset::Columns;
 use crate::{actions, classifier, risk, scoring, simulate};
-
-/// Examples are the project's own; only their sanity is bounded.
-const LIMITS: EventLimits = EventLimits { max_narrative_chars: 32_000, max_lines: 1_000, max_attributes: 256 };
 
 /// The promise of the default thresholds: with this confidence at most this share of the cases over a threshold is wrong.
 const MAX_ERROR: f64 = 0.05;
@@ -70,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
         out: args.out.clone(),
     })?;
     let mut manifest = manifest(args, &narratives)?;
-    let golden = golden_cases(args, &manifest, &encoder)?;
+    let golden = golden_cases(args, &manifest)?;
     write(&args.out.join(bundle::GOLDEN), &golden)?;
     manifest.files.push(FileEntry::describe(&args.out, bundle::GOLDEN)?);
     write(&args.out.join(bundle::MANIFEST), &manifest.to_toml())?;
@@ -139,17 +136,22 @@ fn manifest(args: &Args, narratives: &[PathBuf]) -> Result<Manifest> {
 }
 
 /// What the models just trained answer to the example events.
-fn golden_cases(args: &Args, manifest: &Manifest, encoder: &Path) -> Result<String> {
+fn golden_cases(args: &Args, manifest: &Manifest) -> Result<String> {
     let artefacts = manifest.read_artefacts(&args.out)?;
     let models = Models::parse(manifest, String::new(), &artefacts)?;
     let examples = files_in(&args.examples, "json")?;
     ensure!(!examples.is_empty(), "`{}` holds no JSON events", args.examples.display());
-    let mut cases = Vec::new();
+    let mut events = Vec::new();
     for path in examples {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let event = EventWire::from_json(&std::fs::read(&path)?).with_context(|| format!("`{}`", path.display()))?;
-        let content = event.clone().into_content(&LIMITS).with_context(|| format!("`{}`", path.display()))?;
-        let encoded = scoring::encode_texts(encoder, &[&content.narrative], None)?.remove(0);
+        let content = event.clone().into_content(&GoldenCase::LIMITS).with_context(|| format!("`{}`", path.display()))?;
+        events.push((name, event, content));
+    }
+    let narratives: Vec<&str> = events.iter().map(|(_, _, content)| content.narrative.as_str()).collect();
+    let encoded = scoring::encode_texts(&manifest.read_encoder(&args.out)?, &narratives, None)?;
+    let mut cases = Vec::new();
+    for ((name, event, content), encoded) in events.into_iter().zip(encoded) {
         let classification = models.classifier.classify(&encoded.text, encoded.tokens, &encoded.embedding);
         let risk = models.risk.as_ref().map(|model| model.score(&content.facts)).transpose()?;
         cases.push((name, event, Expected::of(&classification, risk.as_ref())));

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use sluice::batching::encode_all;
-use sluice::bundle::{MANIFEST, Manifest};
+use sluice::bundle::{CLASSIFIER_CONFIG, CLASSIFIER_WEIGHTS, ENCODER_FILES, EncoderFiles, MANIFEST, Manifest, TAXONOMY};
 use sluice::classifier::{Classification, Classifier, ClassifierArtefacts};
 use sluice::encoder::{CandleEncoder, Encoder};
 use sluice::taxonomy::Taxonomy;
@@ -29,19 +29,18 @@ const MAX_BATCH_TOKENS: usize = 2_048;
 /// Texts between two ticks of the progress bar.
 const CHUNK: usize = 64;
 
-/// The encoder's folder for a bundle: the one its manifest names, every hash checked, or the default one where the bundle has no
-/// manifest yet.
+/// The encoder in a folder of its own, with no manifest to hold it against.
 ///
 /// # Errors
-/// A manifest or a file that is not as the manifest says.
-pub fn encoder_of(bundle: &Path) -> Result<PathBuf> {
-    if !bundle.join(MANIFEST).exists() {
-        return Ok(PathBuf::from(DEFAULT_ENCODER));
-    }
-    let (manifest, _) = Manifest::read(bundle)?;
-    manifest.read_artefacts(bundle)?;
-    manifest.read_encoder(bundle)?;
-    Ok(bundle.join(manifest.encoder.directory))
+/// A file that cannot be read.
+pub fn read_encoder(folder: &Path) -> Result<EncoderFiles> {
+    let [config, weights, tokenizer] = ENCODER_FILES.map(|name| read(folder, name));
+    Ok(EncoderFiles { config: config?, weights: weights?, tokenizer: tokenizer? })
+}
+
+fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    let path = folder.join(name);
+    std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))
 }
 
 /// A text as the classifier takes it.
@@ -55,20 +54,14 @@ pub struct EncodedText {
 
 /// Normalises, tokenises and embeds every text, with a progress bar.
 ///
-/// `encoder` is a folder with `config.json`, `tokenizer.json` and `model.safetensors`. `cache` is a file of embeddings that is
-/// read where it exists and written back with the new ones.
+/// `cache` is a file of embeddings that is read where it exists and written back with the new ones.
 ///
 /// # Errors
 /// An encoder that cannot be loaded or fails.
-pub fn encode_texts(encoder: &Path, texts: &[&str], cache: Option<&Path>) -> Result<Vec<EncodedText>> {
-    let read = |name: &str| {
-        let path = encoder.join(name);
-        std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))
-    };
-    let weights = read("model.safetensors")?;
-    let tokenizer = Tokenizer::from_bytes(&read("tokenizer.json")?, MAX_TOKENS)?;
-    let mut engine = CandleEncoder::load(&read("config.json")?, &weights)?;
-    let mut cache = Cache::open(cache, &weights)?;
+pub fn encode_texts(encoder: &EncoderFiles, texts: &[&str], cache: Option<&Path>) -> Result<Vec<EncodedText>> {
+    let tokenizer = Tokenizer::from_bytes(&encoder.tokenizer, MAX_TOKENS)?;
+    let mut engine = CandleEncoder::load(&encoder.config, &encoder.weights)?;
+    let mut cache = Cache::open(cache, &encoder.weights)?;
 
     let normalized: Vec<NormalizedText> = texts.iter().map(|text| normalize(text)).collect();
     let tokenized = normalized.iter().map(|text| tokenizer.tokenize(text)).collect::<Result<Vec<_>, _>>()?;
@@ -100,28 +93,38 @@ pub fn progress(n: usize, what: &str) -> ProgressBar {
     ProgressBar::new(n as u64).with_style(style).with_message(what.to_owned())
 }
 
-/// What a classifier needs of a bundle's folder.
+/// What scoring texts needs of a bundle's folder.
 #[derive(Debug)]
 pub struct ClassifierBundle {
     pub taxonomy: Taxonomy,
     pub classifier: Classifier,
+    pub encoder: EncoderFiles,
 }
 
 impl ClassifierBundle {
-    /// Reads taxonomy and classifier from a bundle's folder.
+    /// Reads a bundle's folder. Where it has a manifest, every hash is checked and the encoder is the one it names; a bundle in the
+    /// making has none, and then the default encoder. `encoder` is a folder to take instead of either.
     ///
     /// # Errors
-    /// A missing or contradictory file.
-    pub fn open(bundle: &Path) -> Result<Self> {
-        let read = |name: &str| {
-            let path = bundle.join(name);
-            std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))
+    /// A missing or contradictory file, or one that is not as the manifest says.
+    pub fn open(bundle: &Path, encoder: Option<&Path>) -> Result<Self> {
+        let manifest = bundle.join(MANIFEST).exists().then(|| Manifest::read(bundle)).transpose()?;
+        let manifest = manifest.map(|(manifest, _)| manifest);
+        let artefacts = manifest.as_ref().map(|manifest| manifest.read_artefacts(bundle)).transpose()?;
+        let artefact = |name: &'static str| match &artefacts {
+            Some(artefacts) => Ok(artefacts.bytes(name)?.to_vec()),
+            None => read(bundle, name),
         };
-        let taxonomy = String::from_utf8(read("taxonomy.toml")?).context("`taxonomy.toml` is not UTF-8")?;
+        let taxonomy = String::from_utf8(artefact(TAXONOMY)?).context("`taxonomy.toml` is not UTF-8")?;
         let taxonomy = Taxonomy::from_toml(&taxonomy)?;
-        let (config, weights) = (read("classifier.toml")?, read("classifier.safetensors")?);
+        let (config, weights) = (artefact(CLASSIFIER_CONFIG)?, artefact(CLASSIFIER_WEIGHTS)?);
         let classifier = Classifier::load(&ClassifierArtefacts { config: &config, weights: &weights }, &taxonomy)?;
-        Ok(Self { taxonomy, classifier })
+        let encoder = match (encoder, &manifest) {
+            (Some(folder), _) => read_encoder(folder)?,
+            (None, Some(manifest)) => manifest.read_encoder(bundle)?,
+            (None, None) => read_encoder(Path::new(DEFAULT_ENCODER))?,
+        };
+        Ok(Self { taxonomy, classifier, encoder })
     }
 
     /// Classifies texts as the service would.

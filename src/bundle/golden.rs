@@ -10,8 +10,6 @@ use crate::risk::Risk;
 
 /// How far a score may be from the author's: float kernels of other processors add in another order. A wrong model is further off.
 const SCORE_TOLERANCE: f64 = 1e-3;
-/// Golden cases are the bundle's own, so only their sanity is bounded here.
-const LIMITS: EventLimits = EventLimits { max_narrative_chars: 32_000, max_lines: 1_000, max_attributes: 256 };
 
 /// One event with the answer it must get.
 #[derive(Debug, Clone)]
@@ -54,6 +52,9 @@ impl Expected {
 }
 
 impl GoldenCase {
+    /// Golden cases are the bundle's own, so only their sanity is bounded.
+    pub const LIMITS: EventLimits = EventLimits { max_narrative_chars: 32_000, max_lines: 1_000, max_attributes: 256 };
+
     /// How an answer differs from the expected one; `None` where it does not.
     pub fn difference(&self, classification: &Classification, risk: Option<&Risk>) -> Option<String> {
         let got = Expected::of(classification, risk);
@@ -86,7 +87,7 @@ impl GoldenCase {
         if rows.is_empty() {
             return Err(BundleError::NoGoldenCases);
         }
-        let case = |row: Row| match row.event.into_content(&LIMITS) {
+        let case = |row: Row| match row.event.into_content(&Self::LIMITS) {
             Ok(content) => Ok(Self { name: row.name, content, expected: row.expected }),
             Err(error) => Err(BundleError::GoldenEvent { case: row.name, reason: error.to_string() }),
         };

@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::{BundleError, EncoderFiles, MANIFEST};
 
-/// The files an encoder folder must list.
-const ENCODER_FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
+/// The files of an encoder: configuration, weights, tokenizer.
+pub const ENCODER_FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
 /// The manifest of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use golden::{Expected, GoldenCase};
-pub use manifest::{Artefacts, EncoderEntry, FileEntry, Manifest, Training};
+pub use manifest::{Artefacts, ENCODER_FILES, EncoderEntry, FileEntry, Manifest, Training};
 
 use crate::classifier::{Classifier, ClassifierArtefacts, ClassifierError};
 use crate::policy::{PolicyError, Thresholds};

@@ -18,7 +18,7 @@ use super::solver::{Fit, fit};
 use super::threshold::{Case, Target, ThresholdsFile, certify};
 use crate::dataset::{Columns, Dataset};
 use crate::metrics;
-use crate::scoring::{DEFAULT_ENCODER, EncodedText, encode_texts, progress};
+use crate::scoring::{DEFAULT_ENCODER, EncodedText, encode_texts, progress, read_encoder};
 
 /// C = 10 of scikit-learn, tuned once on the default narratives.
 const FLOOR_L2: f64 = 0.1;
@@ -158,7 +158,7 @@ impl<'a> Training<'a> {
             ensure!(classes.contains(&Some(class)), "the type `{code}` has no example");
         }
         let texts: Vec<&str> = dataset.examples.iter().map(|example| example.text.as_str()).collect();
-        let encoded = encode_texts(&args.encoder, &texts, args.embeddings.as_deref())?;
+        let encoded = encode_texts(&read_encoder(&args.encoder)?, &texts, args.embeddings.as_deref())?;
         let groups: Vec<usize> = dataset.examples.iter().map(|example| example.group).collect();
         let labels: Vec<usize> = classes.iter().map(|class| class.unwrap_or(types.len())).collect();
         let folds = Folds::new(&groups, &dataset.groups, &labels, args.seed);

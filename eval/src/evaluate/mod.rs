@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use sluice::classifier::Classification;
 
 use crate::dataset::{Columns, Dataset};
-use crate::scoring::{ClassifierBundle, encode_texts, encoder_of};
+use crate::scoring::{ClassifierBundle, encode_texts};
 use baseline::Baseline;
 use figures::Metrics;
 
@@ -84,7 +84,7 @@ pub fn run(args: Args) -> Result<()> {
 /// Classifies every text and takes the figures.
 pub fn evaluate(args: &Args) -> Result<Evaluation> {
     let dataset = Dataset::read(&args.columns)?;
-    let bundle = ClassifierBundle::open(&args.bundle)?;
+    let bundle = ClassifierBundle::open(&args.bundle, args.encoder.as_deref())?;
     let types: Vec<String> = bundle.taxonomy.types.iter().map(|definition| definition.code.clone()).collect();
     let oos_label = args.columns.oos_label.clone();
     for example in &dataset.examples {
@@ -92,8 +92,7 @@ pub fn evaluate(args: &Args) -> Result<Evaluation> {
         ensure!(known, "the label `{}` is neither a type of the bundle nor `{oos_label}`", example.label);
     }
     let texts: Vec<&str> = dataset.examples.iter().map(|example| example.text.as_str()).collect();
-    let encoder = args.encoder.clone().map_or_else(|| encoder_of(&args.bundle), Ok)?;
-    let encoded = encode_texts(&encoder, &texts, args.embeddings.as_deref())?;
+    let encoded = encode_texts(&bundle.encoder, &texts, args.embeddings.as_deref())?;
     let classifications = bundle.classify(&encoded)?;
     let rows = dataset.examples.into_iter().zip(classifications);
     let predictions: Vec<Prediction> = rows

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use sluice::risk::calibration::{BandLimits, PriorityRule, RiskCalibration, SlaCalibration};
 use sluice::risk::{GoldenRow, GoldenRows, RiskArtefacts, RiskModel};
 
+use crate::metrics::roc_auc;
+
 use super::metrics::{self, BinaryMetrics, RegressionMetrics};
 use super::table::{Cell, Table};
 use super::train::{BoostingParams, Rows, Split, Task};
@@ -222,7 +224,8 @@ fn best_possible_roc_auc(table: &Table, test: &[usize], breached: &[f64]) -> Opt
     let truth = table.column("truth.breach_probability").ok()?;
     let truth: Option<Vec<f64>> =
         test.iter().map(|&row| if let Cell::Number(p) = truth.cells[row] { Some(p) } else { None }).collect();
-    Some(metrics::roc_auc(&truth?, breached))
+    let breached: Vec<bool> = breached.iter().map(|&y| y > 0.5).collect();
+    Some(roc_auc(&breached, &truth?))
 }
 
 fn slices(rows: &Rows, test: &[usize], probabilities: &[f64], breached: &[f64]) -> BTreeMap<String, BinaryMetrics> {

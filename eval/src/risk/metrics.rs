@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Bins of the expected calibration error, of equal width.
-const CALIBRATION_BINS: usize = 15;
+use crate::metrics::{expected_calibration_error, roc_auc};
 
 /// How good probabilities are.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -32,16 +31,17 @@ pub struct RegressionMetrics {
 /// Metrics of probabilities against outcomes of 0 and 1.
 pub fn binary(probabilities: &[f64], outcomes: &[f64]) -> BinaryMetrics {
     let n = outcomes.len() as f64;
+    let positive: Vec<bool> = outcomes.iter().map(|&y| y > 0.5).collect();
     let clipped = || probabilities.iter().map(|p| p.clamp(1e-15, 1.0 - 1e-15)).zip(outcomes);
     let log_loss = clipped().map(|(p, y)| -(y * p.ln() + (1.0 - y) * (1.0 - p).ln())).sum::<f64>() / n;
     let brier_score = probabilities.iter().zip(outcomes).map(|(p, y)| (p - y) * (p - y)).sum::<f64>() / n;
     BinaryMetrics {
         n: outcomes.len(),
         base_rate: outcomes.iter().sum::<f64>() / n,
-        roc_auc: roc_auc(probabilities, outcomes),
+        roc_auc: roc_auc(&positive, probabilities),
         log_loss,
         brier_score,
-        expected_calibration_error: expected_calibration_error(probabilities, outcomes),
+        expected_calibration_error: expected_calibration_error(&positive, probabilities),
     }
 }
 
@@ -61,31 +61,4 @@ pub fn regression(predicted: &[f64], p90: &[f64], actual: &[f64]) -> RegressionM
         r2: 1.0 - squared / spread,
         p90_coverage: p90.iter().zip(actual).filter(|(limit, y)| y <= limit).count() as f64 / n,
     }
-}
-
-/// Probability that a positive scores over a negative, ties counting half (Mann and Whitney). NaN where a class is absent.
-pub fn roc_auc(scores: &[f64], outcomes: &[f64]) -> f64 {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-    let mut rank_sum = 0.0;
-    let mut start = 0;
-    while start < order.len() {
-        let ties = order[start..].iter().take_while(|&&idx| scores[idx] == scores[order[start]]).count();
-        let mean_rank = start as f64 + (ties as f64 + 1.0) / 2.0;
-        rank_sum += order[start..start + ties].iter().map(|&idx| outcomes[idx] * mean_rank).sum::<f64>();
-        start += ties;
-    }
-    let positives: f64 = outcomes.iter().sum();
-    let negatives = outcomes.len() as f64 - positives;
-    (rank_sum - positives * (positives + 1.0) / 2.0) / (positives * negatives)
-}
-
-fn expected_calibration_error(probabilities: &[f64], outcomes: &[f64]) -> f64 {
-    let mut bins = [(0.0, 0.0); CALIBRATION_BINS];
-    for (p, y) in probabilities.iter().zip(outcomes) {
-        let bin = ((p * CALIBRATION_BINS as f64) as usize).min(CALIBRATION_BINS - 1);
-        bins[bin].0 += p;
-        bins[bin].1 += y;
-    }
-    bins.iter().map(|(p, y)| (p - y).abs()).sum::<f64>() / outcomes.len() as f64
 }

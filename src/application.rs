@@ -229,13 +229,11 @@ fn load(config: &Config) -> Result<Rooms, ApplicationError> {
     let Bundle { models, encoder: files, golden, .. } = bundle::load(&config.bundle.path)?;
     let policy = policy(&config.policy, &models.taxonomy)?;
     let tokenizer = text::spawn(Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?, &config.text)?;
-    let engine = config.encoder.engine;
-    // Kept for the life of the service: a worker whose engine has panicked loads a new one from these very bytes.
-    let load = move || -> Result<Box<dyn Encoder>, EncoderError> {
-        match engine {
-            Engine::Candle => Ok(Box::new(CandleEncoder::load(&files.config, &files.weights)?)),
-        }
+    let prototype = match config.encoder.engine {
+        Engine::Candle => CandleEncoder::load(&files.config, &files.weights).map_err(SpawnError::Encoder)?,
     };
+    // The weights are never written, so all workers share them, and one whose engine has panicked starts from a clean copy.
+    let load = move || -> Result<Box<dyn Encoder>, EncoderError> { Ok(Box::new(prototype.clone())) };
     let encoder = batching::spawn(load, &config.encoder, &config.batching)?;
     Ok(Rooms { models, tokenizer, encoder, policy, golden })
 }

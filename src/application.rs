@@ -38,6 +38,8 @@ pub enum ApplicationError {
     Bundle(#[from] BundleError),
     #[error("the encoder did not start")]
     Encoder(#[from] SpawnError),
+    #[error("the encoder gives embeddings of {found} numbers; the classifier reads {expected}")]
+    EmbeddingLength { found: usize, expected: usize },
     #[error("the tokenizer was not loaded")]
     Text(#[from] TextError),
     #[error("`{}` is not readable", .path.display())]
@@ -230,8 +232,13 @@ fn load(config: &Config) -> Result<Rooms, ApplicationError> {
     let policy = policy(&config.policy, &models.taxonomy)?;
     let tokenizer = text::spawn(Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?, &config.text)?;
     let prototype = match config.encoder.engine {
-        Engine::Candle => CandleEncoder::load(&files.config, &files.weights).map_err(SpawnError::Encoder)?,
+        Engine::Candle => CandleEncoder::load_adapted(&files.config, &files.weights, files.adapter.as_deref()),
     };
+    let prototype = prototype.map_err(SpawnError::Encoder)?;
+    let (found, expected) = (prototype.hidden_size(), models.classifier.hidden_size());
+    if found != expected {
+        return Err(ApplicationError::EmbeddingLength { found, expected });
+    }
     // The weights are never written, so all workers share them, and one whose engine has panicked starts from a clean copy.
     let load = move || -> Result<Box<dyn Encoder>, EncoderError> { Ok(Box::new(prototype.clone())) };
     let encoder = batching::spawn(load, &config.encoder, &config.batching)?;

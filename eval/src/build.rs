@@ -12,7 +12,9 @@ use sluice::bundle::{self, EncoderEntry, Expected, FileEntry, GoldenCase, Manife
 use sluice::event::EventWire;
 
 use crate::classifier::heads::HeadParams;
+use crate::classifier::dense::EncoderTraining;
 use crate::dataset::Columns;
+use crate::finetune::FineTuneParams;
 use crate::{actions, classifier, risk, scoring, simulate};
 
 /// The promise of the default thresholds: with this confidence at most this share of the cases over a threshold is wrong.
@@ -34,6 +36,9 @@ pub struct Args {
     /// The encoder's folder, relative to the bundle's.
     #[arg(long, default_value = "../../encoders/minilm-l6-v2")]
     pub encoder: PathBuf,
+    /// Whether the encoder learns too.
+    #[arg(long, value_enum, default_value_t = EncoderTraining::FineTuned)]
+    pub encoder_training: EncoderTraining,
     #[arg(long, default_value = "default")]
     pub name: String,
     #[arg(long, default_value = "0.1.0")]
@@ -82,12 +87,15 @@ fn train_classifier(args: &Args, narratives: &[PathBuf], encoder: &Path) -> Resu
     let report = classifier::train::train(&classifier::train::Args {
         columns: Columns::of(narratives.to_vec()),
         taxonomy: Some(args.out.join(bundle::TAXONOMY)),
-        encoder: encoder.to_owned(),
+        encoder: args.encoder_training,
+        encoder_path: encoder.to_owned(),
         out: args.out.clone(),
-        embeddings: Some(args.scratch.join("embeddings.safetensors")),
+        work: Some(args.scratch.join("classifier")),
+        folds: None,
         max_error: MAX_ERROR,
         confidence: CONFIDENCE,
         params: HeadParams::DEFAULT,
+        fine_tune: FineTuneParams::DEFAULT,
         no_floor: false,
         seed: args.seed,
     })?;
@@ -120,7 +128,9 @@ fn manifest(args: &Args, narratives: &[PathBuf]) -> Result<Manifest> {
         bundle::RISK_GOLDEN,
         bundle::ACTIONS,
     ];
-    let files = artefacts.iter().map(|path| FileEntry::describe(&args.out, path)).collect::<Result<_, _>>()?;
+    let adapter = args.out.join(bundle::ENCODER_ADAPTER).exists().then_some(bundle::ENCODER_ADAPTER);
+    let artefacts = artefacts.into_iter().chain(adapter);
+    let files = artefacts.map(|path| FileEntry::describe(&args.out, path)).collect::<Result<_, _>>()?;
     let encoder_name = args.encoder.file_name().context("the encoder's folder has no name")?.to_string_lossy();
     Ok(Manifest {
         name: args.name.clone(),
@@ -149,7 +159,7 @@ fn golden_cases(args: &Args, manifest: &Manifest) -> Result<String> {
         events.push((name, event, content));
     }
     let narratives: Vec<&str> = events.iter().map(|(_, _, content)| content.narrative.as_str()).collect();
-    let encoded = scoring::encode_texts(&manifest.read_encoder(&args.out)?, &narratives, None)?;
+    let encoded = scoring::encode_texts(&manifest.read_encoder(&args.out, &artefacts)?, &narratives, None)?;
     let mut cases = Vec::new();
     for ((name, event, content), encoded) in events.into_iter().zip(encoded) {
         let classification = models.classifier.classify(&encoded.text, encoded.tokens, &encoded.embedding);

@@ -11,11 +11,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use sluice::batching::encode_all;
-use sluice::bundle::{CLASSIFIER_CONFIG, CLASSIFIER_WEIGHTS, ENCODER_FILES, EncoderFiles, MANIFEST, Manifest, TAXONOMY};
+use sluice::bundle::{
+    CLASSIFIER_CONFIG, CLASSIFIER_WEIGHTS, ENCODER_ADAPTER, ENCODER_FILES, EncoderFiles, MANIFEST, Manifest, TAXONOMY,
+};
 use sluice::classifier::{Classification, Classifier, ClassifierArtefacts};
 use sluice::encoder::{CandleEncoder, Encoder};
 use sluice::taxonomy::Taxonomy;
 use sluice::text::{NormalizedText, TokenCount, TokenizedText, Tokenizer, normalize};
+
+use crate::parallel::in_parallel;
 
 /// Tokens of a text that the encoder sees; as served by default.
 pub const MAX_TOKENS: usize = 256;
@@ -35,7 +39,7 @@ const CHUNK: usize = 64;
 /// A file that cannot be read.
 pub fn read_encoder(folder: &Path) -> Result<EncoderFiles> {
     let [config, weights, tokenizer] = ENCODER_FILES.map(|name| read(folder, name));
-    Ok(EncoderFiles { config: config?, weights: weights?, tokenizer: tokenizer? })
+    Ok(EncoderFiles { config: config?, weights: weights?, tokenizer: tokenizer?, adapter: None })
 }
 
 fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
@@ -59,32 +63,57 @@ pub struct EncodedText {
 /// # Errors
 /// An encoder that cannot be loaded or fails.
 pub fn encode_texts(encoder: &EncoderFiles, texts: &[&str], cache: Option<&Path>) -> Result<Vec<EncodedText>> {
-    let tokenizer = Tokenizer::from_bytes(&encoder.tokenizer, MAX_TOKENS)?;
-    let mut engine = CandleEncoder::load(&encoder.config, &encoder.weights)?;
-    let mut cache = Cache::open(cache, &encoder.weights)?;
-
-    let normalized: Vec<NormalizedText> = texts.iter().map(|text| normalize(text)).collect();
-    let tokenized = normalized.iter().map(|text| tokenizer.tokenize(text)).collect::<Result<Vec<_>, _>>()?;
-    let mut missing: Vec<usize> = (0..texts.len()).filter(|&idx| cache.find(&tokenized[idx]).is_none()).collect();
-    // Texts of one length share a batch, so no batch waits for its longest.
-    missing.sort_by_key(|&idx| tokenized[idx].count.used);
-
-    let bar = progress(missing.len(), "embedding");
-    for chunk in missing.chunks(CHUNK) {
-        let batch: Vec<TokenizedText> = chunk.iter().map(|&idx| tokenized[idx].clone()).collect();
-        let embeddings = encode_all(&mut engine, &batch, MAX_BATCH_TOKENS)?;
-        for (text, embedding) in batch.iter().zip(embeddings) {
-            cache.insert(text, embedding);
-        }
-        bar.inc(chunk.len() as u64);
+    let engine = CandleEncoder::load_adapted(&encoder.config, &encoder.weights, encoder.adapter.as_deref())?;
+    let mut cache = Cache::open(cache, encoder)?;
+    let texts = tokenize(encoder, texts)?;
+    let missing: Vec<&TokenizedText> = texts.iter().map(|text| &text.1).filter(|text| cache.find(text).is_none()).collect();
+    for (text, embedding) in missing.iter().zip(embed(&engine, &missing)?) {
+        cache.insert(text, embedding);
     }
-    bar.finish_and_clear();
     cache.save(engine.hidden_size())?;
-    let encoded = normalized.into_iter().zip(&tokenized).map(|(text, tokenized)| {
-        let embedding = cache.find(tokenized).expect("every text was found or embedded").clone();
+    let encoded = texts.into_iter().map(|(text, tokenized)| {
+        let embedding = cache.find(&tokenized).expect("every text was found or embedded").clone();
         EncodedText { text, tokens: tokenized.count, embedding }
     });
     Ok(encoded.collect())
+}
+
+/// Normalises and tokenises every text as the service does.
+///
+/// # Errors
+/// A tokenizer that cannot be loaded or refuses a text.
+pub fn tokenize(encoder: &EncoderFiles, texts: &[&str]) -> Result<Vec<(NormalizedText, TokenizedText)>> {
+    let tokenizer = Tokenizer::from_bytes(&encoder.tokenizer, MAX_TOKENS)?;
+    let tokenize = |text: &&str| {
+        let text = normalize(text);
+        let tokenized = tokenizer.tokenize(&text)?;
+        Ok((text, tokenized))
+    };
+    texts.iter().map(tokenize).collect()
+}
+
+/// Embeds every text on every core, with a progress bar; in the order of the texts.
+///
+/// # Errors
+/// An encoder that fails.
+pub fn embed(engine: &CandleEncoder, texts: &[&TokenizedText]) -> Result<Vec<Vec<f32>>> {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    // Texts of one length share a batch, so all batches cost about the same.
+    order.sort_by_key(|&idx| texts[idx].count.used);
+    let chunks: Vec<&[usize]> = order.chunks(CHUNK).collect();
+    let bar = progress(texts.len(), "embedding");
+    let embedded = in_parallel(&chunks, |chunk| {
+        let batch: Vec<TokenizedText> = chunk.iter().map(|&idx| texts[idx].clone()).collect();
+        let embeddings = encode_all(&mut engine.clone(), &batch, MAX_BATCH_TOKENS)?;
+        bar.inc(chunk.len() as u64);
+        Ok(embeddings)
+    })?;
+    bar.finish_and_clear();
+    let mut embeddings = vec![Vec::new(); texts.len()];
+    for (&idx, embedding) in order.iter().zip(embedded.into_iter().flatten()) {
+        embeddings[idx] = embedding;
+    }
+    Ok(embeddings)
 }
 
 /// A bar that counts texts.
@@ -119,11 +148,15 @@ impl ClassifierBundle {
         let taxonomy = Taxonomy::from_toml(&taxonomy)?;
         let (config, weights) = (artefact(CLASSIFIER_CONFIG)?, artefact(CLASSIFIER_WEIGHTS)?);
         let classifier = Classifier::load(&ClassifierArtefacts { config: &config, weights: &weights }, &taxonomy)?;
-        let encoder = match (encoder, &manifest) {
+        let adapter = bundle.join(ENCODER_ADAPTER);
+        let mut encoder = match (encoder, &manifest) {
             (Some(folder), _) => read_encoder(folder)?,
-            (None, Some(manifest)) => manifest.read_encoder(bundle)?,
+            (None, Some(manifest)) => manifest.read_encoder(bundle, artefacts.as_ref().context("a manifest lists artefacts")?)?,
             (None, None) => read_encoder(Path::new(DEFAULT_ENCODER))?,
         };
+        if encoder.adapter.is_none() && adapter.exists() {
+            encoder.adapter = Some(artefact(ENCODER_ADAPTER)?);
+        }
         Ok(Self { taxonomy, classifier, encoder })
     }
 
@@ -149,8 +182,9 @@ struct Cache {
 }
 
 impl Cache {
-    fn open(path: Option<&Path>, weights: &[u8]) -> Result<Self> {
-        let salt = Sha256::digest(weights).into();
+    fn open(path: Option<&Path>, encoder: &EncoderFiles) -> Result<Self> {
+        let salt = Sha256::new_with_prefix(&encoder.weights).chain_update(encoder.adapter.as_deref().unwrap_or_default());
+        let salt = salt.finalize().into();
         let mut embeddings = HashMap::new();
         if let Some(path) = path.filter(|path| path.exists()) {
             let bytes = std::fs::read(path)?;

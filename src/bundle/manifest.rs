@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{BundleError, EncoderFiles, MANIFEST};
+use super::{BundleError, ENCODER_ADAPTER, EncoderFiles, MANIFEST};
 
 /// The files of an encoder: configuration, weights, tokenizer.
 pub const ENCODER_FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
@@ -85,17 +85,18 @@ impl Manifest {
         files.collect::<Result<_, _>>().map(Artefacts)
     }
 
-    /// Reads and checks the encoder's files.
+    /// Reads and checks the encoder's files; its adapter is an artefact of the bundle.
     ///
     /// # Errors
     /// As [`Self::read_artefacts`], and [`BundleError::MissingFile`] where the manifest does not list one of the three.
-    pub fn read_encoder(&self, directory: &Path) -> Result<EncoderFiles, BundleError> {
+    pub fn read_encoder(&self, directory: &Path, artefacts: &Artefacts) -> Result<EncoderFiles, BundleError> {
         let directory = directory.join(&self.encoder.directory);
         let [config, weights, tokenizer] = ENCODER_FILES.map(|path| {
             let entry = self.encoder.files.iter().find(|entry| entry.path == path);
             entry.ok_or(BundleError::MissingFile { path })?.read(&directory)
         });
-        Ok(EncoderFiles { config: config?, weights: weights?, tokenizer: tokenizer? })
+        let adapter = artefacts.0.get(ENCODER_ADAPTER).cloned();
+        Ok(EncoderFiles { config: config?, weights: weights?, tokenizer: tokenizer?, adapter })
     }
 
     /// The manifest as it stands in the file.

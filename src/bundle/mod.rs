@@ -27,6 +27,8 @@ pub const MANIFEST: &str = "bundle.toml";
 pub const TAXONOMY: &str = "taxonomy.toml";
 pub const CLASSIFIER_CONFIG: &str = "classifier.toml";
 pub const CLASSIFIER_WEIGHTS: &str = "classifier.safetensors";
+/// What fine-tuning changed of the encoder; absent where the encoder serves as it is.
+pub const ENCODER_ADAPTER: &str = "adapter.safetensors";
 pub const THRESHOLDS: &str = "thresholds.toml";
 pub const ACTIONS: &str = "actions.toml";
 pub const RISK_FEATURES: &str = "features.toml";
@@ -83,6 +85,8 @@ pub struct EncoderFiles {
     pub weights: Vec<u8>,
     /// `tokenizer.json`.
     pub tokenizer: Vec<u8>,
+    /// The bundle's own `adapter.safetensors`, to be merged into the weights.
+    pub adapter: Option<Vec<u8>>,
 }
 
 /// Why a bundle was refused.
@@ -130,7 +134,7 @@ pub enum BundleError {
 pub fn load(directory: &Path) -> Result<Bundle, BundleError> {
     let (manifest, hash) = Manifest::read(directory)?;
     let artefacts = manifest.read_artefacts(directory)?;
-    let encoder = manifest.read_encoder(directory)?;
+    let encoder = manifest.read_encoder(directory, &artefacts)?;
     let models = Models::parse(&manifest, hash, &artefacts)?;
     let golden = GoldenCase::parse_all(artefacts.bytes(GOLDEN)?)?;
     Ok(Bundle { models, encoder, golden })

@@ -9,16 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use super::ClassifierError;
 use super::calibration::Calibration;
-use super::heads::{Heads, Linear};
+use super::heads::{DenseHead, Heads, Linear};
 use super::lexical::{Block, Lexicon};
 
 /// Changes when older code could misread a file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const HASHES: &str = "lexicon.hashes";
 const IDF: &str = "lexicon.idf";
 const LEXICAL: [&str; 2] = ["lexical.weight", "lexical.bias"];
 const DENSE: [&str; 2] = ["dense.weight", "dense.bias"];
+const CENTRES: &str = "dense.centres";
 
 /// The bytes of the two files.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +74,7 @@ impl ClassifierParts {
         }
         let tensors = SafeTensors::deserialize(artefacts.weights)?;
         let n_features = config.blocks.iter().map(|block| block.n_features).sum();
-        let n_outputs = config.types.len() + 1;
+        let n_types = config.types.len();
 
         let hashes = unsigned(&tensors, HASHES, &[n_features])?;
         let idf = floats(&tensors, IDF, &[n_features])?;
@@ -81,10 +82,14 @@ impl ClassifierParts {
         let features: Vec<Vec<_>> = config.blocks.iter().map(|block| pairs.by_ref().take(block.n_features).collect()).collect();
         let lexicon = Lexicon::new(config.blocks.into_iter().map(|block| block.block).collect(), &features)?;
 
-        let linear = |[weight, bias]: [&'static str; 2], n_inputs| {
+        let linear = |[weight, bias]: [&'static str; 2], n_inputs, n_outputs| {
             Linear::new(weight, floats(&tensors, weight, &[n_inputs, n_outputs])?, floats(&tensors, bias, &[n_outputs])?)
         };
-        let heads = Heads::new(lexicon, linear(LEXICAL, n_features)?, linear(DENSE, config.hidden_size)?)?;
+        let dense = DenseHead {
+            linear: linear(DENSE, config.hidden_size, 2 * n_types + 1)?,
+            centres: floats(&tensors, CENTRES, &[n_types, config.hidden_size])?,
+        };
+        let heads = Heads::new(lexicon, linear(LEXICAL, n_features, n_types + 1)?, dense)?;
         Ok(Self { types: config.types, heads, calibration: config.calibration })
     }
 
@@ -105,15 +110,16 @@ impl ClassifierParts {
         };
         let hashes: Vec<u8> = lexicon.hashes().iter().flat_map(|hash| hash.to_le_bytes()).collect();
         let n_features = lexicon.n_features();
-        let n_outputs = heads.n_types() + 1;
         let mut stored = vec![
             (HASHES, Dtype::U64, vec![n_features], hashes),
             (IDF, Dtype::F16, vec![n_features], half_bytes(IDF, lexicon.idf())?),
         ];
-        for ([weight, bias], head) in [(LEXICAL, heads.lexical()), (DENSE, heads.dense())] {
-            stored.push((weight, Dtype::F16, vec![head.n_inputs(), n_outputs], half_bytes(weight, head.weight())?));
-            stored.push((bias, Dtype::F16, vec![n_outputs], half_bytes(bias, head.bias())?));
+        for ([weight, bias], head) in [(LEXICAL, heads.lexical()), (DENSE, &heads.dense().linear)] {
+            stored.push((weight, Dtype::F16, vec![head.n_inputs(), head.n_outputs()], half_bytes(weight, head.weight())?));
+            stored.push((bias, Dtype::F16, vec![head.n_outputs()], half_bytes(bias, head.bias())?));
         }
+        let shape = vec![heads.n_types(), heads.hidden_size()];
+        stored.push((CENTRES, Dtype::F16, shape, half_bytes(CENTRES, &heads.dense().centres)?));
         let views = stored.iter().map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)));
         let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         let weights = safetensors::serialize(views, None)?;

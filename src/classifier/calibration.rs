@@ -20,6 +20,10 @@ pub struct RawScores {
     pub lexical_novelty: f32,
     /// Logit of "fits no type" by the embedding.
     pub dense_novelty: f32,
+    /// Logits of "speaks of this type, first or not" by the embedding, one a type.
+    pub presence: Vec<f32>,
+    /// Cosine distance of the embedding to the nearest centre of a type's training texts, 0 to 2.
+    pub class_distance: f32,
     pub health: LexicalHealth,
 }
 
@@ -31,10 +35,13 @@ pub struct Calibration {
     pub lexical_weight: f64,
     /// Weight of the dense logits.
     pub dense_weight: f64,
+    /// Share of the probability that belongs to all types alike: no text is so clear that its label could not be another.
+    pub uniform_share: f64,
     /// Novelty over which the service abstains.
     pub novelty_threshold: f64,
-    /// Probability from which a type other than the first counts as secondary.
+    /// Probability of being secondary from which a type is shown as such.
     pub secondary_level: f64,
+    pub secondary: Logistic<N_SECONDARY_FEATURES>,
     pub novelty: Logistic<N_NOVELTY_FEATURES>,
     pub acceptance: Logistic<N_ACCEPTANCE_FEATURES>,
 }
@@ -48,12 +55,26 @@ pub struct Logistic<const N: usize> {
     pub coefficients: [f64; N],
 }
 
-pub const N_NOVELTY_FEATURES: usize = 7;
+pub const N_NOVELTY_FEATURES: usize = 8;
 /// The sign each novelty coefficient may have: +1, -1, or 0 for either.
-pub const NOVELTY_SIGNS: [i8; N_NOVELTY_FEATURES] = [1, 1, -1, -1, 1, 1, 0];
+pub const NOVELTY_SIGNS: [i8; N_NOVELTY_FEATURES] = [1, 1, -1, -1, 1, 1, 1, 0];
 /// What [`novelty_features`] returns, in its order.
-pub const NOVELTY_FEATURES: [&str; N_NOVELTY_FEATURES] =
-    ["lexical_novelty", "dense_novelty", "score_logit", "margin", "unknown_words", "unknown_characters", "log_words"];
+pub const NOVELTY_FEATURES: [&str; N_NOVELTY_FEATURES] = [
+    "lexical_novelty",
+    "dense_novelty",
+    "score_logit",
+    "margin",
+    "class_distance",
+    "unknown_words",
+    "unknown_characters",
+    "log_words",
+];
+
+pub const N_SECONDARY_FEATURES: usize = 3;
+/// As [`NOVELTY_SIGNS`].
+pub const SECONDARY_SIGNS: [i8; N_SECONDARY_FEATURES] = [1, 1, 1];
+/// What [`secondary_features`] returns, in its order.
+pub const SECONDARY_FEATURES: [&str; N_SECONDARY_FEATURES] = ["log_ratio_to_best", "presence", "lexical_log_probability"];
 
 pub const N_ACCEPTANCE_FEATURES: usize = 5;
 /// As [`NOVELTY_SIGNS`].
@@ -71,7 +92,18 @@ impl Calibration {
         let logits = raw.lexical.iter().zip(&raw.dense);
         let logits =
             logits.map(|(&lexical, &dense)| self.lexical_weight * f64::from(lexical) + self.dense_weight * f64::from(dense));
-        softmax(logits.collect())
+        let mut probabilities = softmax(logits.collect());
+        let share = self.uniform_share / probabilities.len() as f64;
+        probabilities.iter_mut().for_each(|probability| *probability = (1.0 - self.uniform_share) * *probability + share);
+        probabilities
+    }
+
+    /// Probability that each type is a secondary one, 0 for the best.
+    pub fn secondary(&self, raw: &RawScores, probabilities: &[f64]) -> Vec<f64> {
+        let (best, ..) = top_two(probabilities);
+        let features = secondary_features(raw, probabilities);
+        let score = |(class, features)| if class == best { 0.0 } else { self.secondary.probability(&features) };
+        features.into_iter().enumerate().map(score).collect()
     }
 
     /// How unlike the training texts the text is, 0 (familiar) to 1 (foreign).
@@ -91,8 +123,10 @@ impl Calibration {
         let weight = |value: f64| value.is_finite() && value >= 0.0;
         weight(self.lexical_weight)
             && weight(self.dense_weight)
+            && (0.0..1.0).contains(&self.uniform_share)
             && unit(self.novelty_threshold)
             && unit(self.secondary_level)
+            && self.secondary.is_sound(&SECONDARY_SIGNS)
             && self.novelty.is_sound(&NOVELTY_SIGNS)
             && self.acceptance.is_sound(&ACCEPTANCE_SIGNS)
     }
@@ -118,10 +152,21 @@ pub fn novelty_features(raw: &RawScores, probabilities: &[f64]) -> [f64; N_NOVEL
         f64::from(raw.dense_novelty),
         logit(first),
         margin(first, second),
+        f64::from(raw.class_distance),
         1.0 - f64::from(raw.health.known_words),
         1.0 - f64::from(raw.health.known_characters),
         (1.0 + raw.health.n_words as f64).ln(),
     ]
+}
+
+/// The evidence that a type is secondary, of each type in turn, see [`SECONDARY_FEATURES`].
+pub fn secondary_features(raw: &RawScores, probabilities: &[f64]) -> Vec<[f64; N_SECONDARY_FEATURES]> {
+    let (_, first, _) = top_two(probabilities);
+    let lexical = softmax(raw.lexical.iter().map(|&logit| f64::from(logit)).collect());
+    let features = probabilities.iter().zip(&raw.presence).zip(lexical).map(|((&probability, &presence), lexical)| {
+        [(probability / first).ln().max(-MAX_LOGIT), f64::from(presence), lexical.ln().max(-MAX_LOGIT)]
+    });
+    features.collect()
 }
 
 /// The evidence for a right answer, see [`ACCEPTANCE_FEATURES`].
@@ -192,9 +237,11 @@ mod tests {
         Calibration {
             lexical_weight: 2.0,
             dense_weight: 0.5,
+            uniform_share: 0.0,
             novelty_threshold: 0.5,
             secondary_level: 0.2,
-            novelty: Logistic { intercept: -1.0, coefficients: [1.0, 0.5, -0.5, -0.1, 2.0, 2.0, 0.1] },
+            secondary: Logistic { intercept: 0.0, coefficients: [1.0, 1.0, 0.0] },
+            novelty: Logistic { intercept: -1.0, coefficients: [1.0, 0.5, -0.5, -0.1, 0.5, 2.0, 2.0, 0.1] },
             acceptance: Logistic { intercept: 0.0, coefficients: [0.5, 0.2, 0.3, 0.1, -0.4] },
         }
     }
@@ -205,6 +252,8 @@ mod tests {
             dense: vec![1.0, 1.0, 0.0],
             lexical_novelty,
             dense_novelty: 0.0,
+            presence: vec![0.0; 3],
+            class_distance: 0.4,
             health: LexicalHealth { n_words: 8, known_words, known_characters: 1.0 },
         }
     }
@@ -223,6 +272,29 @@ mod tests {
         raw.lexical = vec![1e30, -1e30, 0.0];
         assert_eq!(calibration().probabilities(&raw), [1.0, 0.0, 0.0]);
         assert!(acceptance(&raw, TokenCount { total: 5, used: 5 }).is_finite());
+    }
+
+    #[test]
+    fn a_uniform_share_bounds_every_probability() {
+        let mut raw = raw(0.0, 1.0);
+        raw.lexical = vec![1e30, -1e30, 0.0];
+        let bounded = Calibration { uniform_share: 0.03, ..calibration() };
+        let probabilities = bounded.probabilities(&raw);
+        assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!((probabilities[0] - 0.98).abs() < 1e-12 && (probabilities[1] - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_best_type_is_never_secondary() {
+        let mut raw = raw(0.0, 1.0);
+        raw.presence = vec![9.0, 2.0, -5.0];
+        let calibration = calibration();
+        let probabilities = calibration.probabilities(&raw);
+        let secondary = calibration.secondary(&raw, &probabilities);
+        let best = (0..3).max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b])).unwrap();
+        assert_eq!(secondary[best], 0.0);
+        raw.presence[(best + 1) % 3] += 1.0;
+        assert!(calibration.secondary(&raw, &probabilities)[(best + 1) % 3] > secondary[(best + 1) % 3]);
     }
 
     #[test]

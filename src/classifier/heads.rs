@@ -1,8 +1,8 @@
 //! Two linear heads: one on the words of a text, one on its embedding.
 //!
-//! Frozen embeddings separate topics (bearings, vaccines), the words name the blocker; they err differently, so both speak and
-//! `calibration` weighs them. Each head has one output a type and one more for "fits no type". It refuses to normalise text and
-//! to know the taxonomy.
+//! They err differently, so both speak and `calibration` weighs them. Each has one output a type and one more for "fits no type";
+//! the one on the embedding also says of each type whether the text speaks of it at all, and how far the text lies from the
+//! centres of the types. It refuses to normalise text and to know the taxonomy.
 
 use super::ClassifierError;
 use super::calibration::RawScores;
@@ -65,40 +65,56 @@ impl Linear {
     }
 }
 
+/// The head on the embedding.
+#[derive(Debug, Clone)]
+pub struct DenseHead {
+    /// Outputs: the types, "fits no type", then for each type whether the text speaks of it.
+    pub linear: Linear,
+    /// Centres of the types' training texts, shape `(n_types, hidden_size)`, each L2-normalised.
+    pub centres: Vec<f32>,
+}
+
 /// The trained heads with the lexicon they read.
 #[derive(Debug, Clone)]
 pub struct Heads {
     lexicon: Lexicon,
     lexical: Linear,
-    dense: Linear,
+    dense: DenseHead,
 }
 
 impl Heads {
     /// # Errors
     /// [`ClassifierError::WrongShape`] where heads and lexicon do not fit each other.
-    pub fn new(lexicon: Lexicon, lexical: Linear, dense: Linear) -> Result<Self, ClassifierError> {
+    pub fn new(lexicon: Lexicon, lexical: Linear, dense: DenseHead) -> Result<Self, ClassifierError> {
         let wrong = |name: &str, found, expected: usize| {
             Err(ClassifierError::WrongShape { name: name.to_owned(), found: vec![found], expected: expected.to_string() })
         };
         if lexical.n_inputs() != lexicon.n_features() {
             return wrong("lexical.weight", lexical.n_inputs(), lexicon.n_features());
         }
-        if dense.n_outputs() != lexical.n_outputs() {
-            return wrong("dense.bias", dense.n_outputs(), lexical.n_outputs());
-        }
         if lexical.n_outputs() < 2 {
             return wrong("lexical.bias", lexical.n_outputs(), 2);
+        }
+        let n_types = lexical.n_outputs() - 1;
+        if dense.linear.n_outputs() != 2 * n_types + 1 {
+            return wrong("dense.bias", dense.linear.n_outputs(), 2 * n_types + 1);
+        }
+        if dense.centres.len() != n_types * dense.linear.n_inputs() {
+            return wrong("dense.centres", dense.centres.len(), n_types * dense.linear.n_inputs());
+        }
+        if !dense.centres.iter().all(|value| value.is_finite()) {
+            return Err(ClassifierError::NonFinite { name: "dense.centres".to_owned() });
         }
         Ok(Self { lexicon, lexical, dense })
     }
 
-    /// Number of types; each head has one output more.
+    /// Number of types; the lexical head has one output more.
     pub fn n_types(&self) -> usize {
         self.lexical.n_outputs() - 1
     }
 
     pub fn hidden_size(&self) -> usize {
-        self.dense.n_inputs()
+        self.dense.linear.n_inputs()
     }
 
     pub fn lexicon(&self) -> &Lexicon {
@@ -109,7 +125,7 @@ impl Heads {
         &self.lexical
     }
 
-    pub fn dense(&self) -> &Linear {
+    pub fn dense(&self) -> &DenseHead {
         &self.dense
     }
 
@@ -121,9 +137,13 @@ impl Heads {
         assert_eq!(embedding.len(), self.hidden_size(), "the embedding fits the classifier");
         let features = self.lexicon.vectorize(text);
         let mut lexical = self.lexical.forward(features.entries.iter().map(|&(feature, value)| (feature as usize, value)));
-        let mut dense = self.dense.forward(embedding.iter().copied().enumerate());
         let lexical_novelty = lexical.pop().expect("a head has at least two outputs");
-        let dense_novelty = dense.pop().expect("both heads have the same outputs");
-        RawScores { lexical, dense, lexical_novelty, dense_novelty, health: features.health }
+        let mut dense = self.dense.linear.forward(embedding.iter().copied().enumerate());
+        let presence = dense.split_off(self.n_types() + 1);
+        let dense_novelty = dense.pop().expect("`new` counted the outputs");
+        let cosine = |centre: &[f32]| centre.iter().zip(embedding).map(|(centre, value)| centre * value).sum::<f32>();
+        let nearest = self.dense.centres.chunks_exact(embedding.len()).map(cosine).fold(-1.0, f32::max);
+        let class_distance = 1.0 - nearest;
+        RawScores { lexical, dense, lexical_novelty, dense_novelty, presence, class_distance, health: features.health }
     }
 }

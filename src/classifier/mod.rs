@@ -19,7 +19,7 @@ use crate::text::{NormalizedText, TokenCount};
 
 pub use artefacts::{ClassifierArtefacts, ClassifierParts};
 pub use calibration::{Calibration, RawScores};
-pub use heads::Heads;
+pub use heads::{DenseHead, Heads};
 
 /// What an exception is, as far as its narrative tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -34,7 +34,8 @@ pub struct Classification {
     pub abstained: bool,
     /// Every type, best first, also where the answer abstains.
     pub candidates: Vec<Candidate>,
-    /// Further types that the text also speaks of, best first.
+    /// Further types that the text also speaks of, best first; `score` is the probability that the type is a second problem of
+    /// the text.
     pub secondary_types: Vec<Candidate>,
     /// How unlike the training narratives the text is, 0 (familiar) to 1 (foreign).
     pub novelty: f64,
@@ -110,10 +111,15 @@ impl Classifier {
         let mut ranked: Vec<usize> = (0..probabilities.len()).collect();
         // Stable, so types with equal probability keep the order of the taxonomy.
         ranked.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
-        let candidates: Vec<Candidate> = ranked
+        let candidate = |class: usize, score: f64| Candidate { r#type: self.parts.types[class].clone(), score };
+        let candidates = ranked.iter().map(|&class| candidate(class, probabilities[class])).collect();
+        let secondary = calibration.secondary(&raw, &probabilities);
+        let mut secondary_types: Vec<Candidate> = ranked[1..]
             .iter()
-            .map(|&class| Candidate { r#type: self.parts.types[class].clone(), score: probabilities[class] })
+            .filter(|&&class| secondary[class] >= calibration.secondary_level)
+            .map(|&class| candidate(class, secondary[class]))
             .collect();
+        secondary_types.sort_by(|a, b| b.score.total_cmp(&a.score));
         let abstained = novelty > calibration.novelty_threshold;
         let best = ranked[0];
         Classification {
@@ -121,11 +127,7 @@ impl Classifier {
             score: probabilities[best],
             acceptance,
             abstained,
-            secondary_types: candidates[1..]
-                .iter()
-                .take_while(|candidate| candidate.score >= calibration.secondary_level)
-                .cloned()
-                .collect(),
+            secondary_types,
             candidates,
             novelty,
             owner: (!abstained).then(|| self.owners[best].clone()),

@@ -2,15 +2,18 @@
 //!
 //! Architecture and names follow `transformers/models/bert/modeling_bert.py` (v4.8.2, which saved the checkpoint), pooling follows
 //! sentence-transformers: mean over all tokens of a text, special ones included, then L2 normalisation. Linear layers run over
-//! `(n_tokens, hidden_size)` of the whole batch, attention over each sequence by itself. Inference only: the fused operations
-//! have no backward pass. Next: `ops`, the operations; `kernels`, their inner loops.
+//! `(n_tokens, hidden_size)` of the whole batch, attention over each sequence by itself. The same graph serves and, with an
+//! [`Adapter`] whose factors are variables, is trained. Next: `ops`, the operations; `kernels`, their inner loops.
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use super::ops::{Activation, LayerNorm, add_layer_norm, attention, linear};
-use super::{Embeddings, Encoder, EncoderError, PackedBatch, kernels};
+use super::adapter::{Adapter, LAYER_PARTS, LowRank};
+use super::ops::{self, Activation, LayerNorm, add_layer_norm, attention, linear};
+use super::{Embeddings, Encoder, EncoderError, PackedBatch};
 
 /// The fields of a BERT `config.json` that the forward pass depends on. Files carry more; those do not matter here.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -109,6 +112,18 @@ impl CandleEncoder {
         Ok(Self { device, word_embeddings, position_embeddings, embeddings_norm, layers, config: loader.config })
     }
 
+    /// As [`Self::load`], with the adapter of [`Adapter::to_safetensors`] merged in where there is one.
+    ///
+    /// # Errors
+    /// As [`Self::load`], [`Adapter::from_safetensors`] and [`Self::merge`].
+    pub fn load_adapted(config_json: &[u8], weights: &[u8], adapter: Option<&[u8]>) -> Result<Self, EncoderError> {
+        let mut encoder = Self::load(config_json, weights)?;
+        if let Some(adapter) = adapter {
+            encoder.merge(&Adapter::from_safetensors(adapter)?)?;
+        }
+        Ok(encoder)
+    }
+
     pub fn config(&self) -> &BertConfig {
         &self.config
     }
@@ -129,36 +144,112 @@ impl CandleEncoder {
         Ok(())
     }
 
-    /// Hidden states of the last layer, shape `(n_tokens, hidden_size)`.
-    fn forward(&self, batch: &PackedBatch) -> TensorResult<Tensor> {
+    /// Merges an adapter into the weights, for good. The next one is merged on top of it.
+    ///
+    /// # Errors
+    /// [`EncoderError::AdapterMismatch`] where it was made for an encoder of another shape.
+    pub fn merge(&mut self, adapter: &Adapter) -> Result<(), EncoderError> {
+        let merged = self.merged_weights(adapter)?;
+        for (layer, merged) in self.layers[adapter.first_layer()..].iter_mut().zip(merged) {
+            for (linear, weight) in layer.linears_mut().into_iter().zip(merged) {
+                linear.weight = weight.to_device(&self.device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What goes into block `layer_idx`, shape `(n_tokens, hidden_size)`: what training of the blocks from there on needs of a text,
+    /// once.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn hidden_states(&self, batch: &PackedBatch, layer_idx: usize) -> Result<Tensor, EncoderError> {
+        self.check(batch)?;
+        let cu_seqlens: Arc<[usize]> = batch.cu_seqlens().into();
+        let mut hidden_states = self.embedded(batch)?;
+        for layer in &self.layers[..layer_idx.min(self.layers.len())] {
+            hidden_states = layer.forward(&hidden_states, &cu_seqlens, None)?;
+        }
+        Ok(hidden_states)
+    }
+
+    /// Sentence embeddings of the encoder as `adapter` changes it, shape `(n_sequences, hidden_size)`, from what goes into the first
+    /// block that it changes; with gradients of the adapter's factors where those are variables. CPU only. Make the
+    /// [`AdaptedWeights`] anew after each change of the factors. A row that has no direction comes back as NaN.
+    ///
+    /// # Errors
+    /// [`EncoderError::Tensor`] for shapes that do not fit.
+    pub fn embed_adapted(
+        &self,
+        hidden_states: &Tensor,
+        cu_seqlens: &Arc<[usize]>,
+        adapter: &Adapter,
+        weights: &AdaptedWeights,
+    ) -> Result<Tensor, EncoderError> {
+        let mut hidden_states = hidden_states.clone();
+        let adapted = adapter.layers().iter().zip(&weights.0);
+        for (layer, adapted) in self.layers[adapter.first_layer()..].iter().zip(adapted) {
+            hidden_states = layer.forward(&hidden_states, cu_seqlens, Some(adapted))?;
+        }
+        Ok(ops::pool(&hidden_states, cu_seqlens)?)
+    }
+
+    /// `W + A B` of every linear layer. Nothing is recorded for a backward pass.
+    ///
+    /// # Errors
+    /// [`EncoderError::AdapterMismatch`].
+    pub fn adapted_weights(&self, adapter: &Adapter) -> Result<AdaptedWeights, EncoderError> {
+        Ok(AdaptedWeights(self.merged_weights(adapter)?))
+    }
+
+    /// Inputs and outputs of the linear layers of one block, in the order of [`LAYER_PARTS`].
+    pub fn layer_shapes(&self) -> [(usize, usize); LAYER_PARTS.len()] {
+        let (hidden_size, intermediate_size) = (self.config.hidden_size, self.config.intermediate_size);
+        [
+            (hidden_size, 3 * hidden_size),
+            (hidden_size, hidden_size),
+            (hidden_size, intermediate_size),
+            (intermediate_size, hidden_size),
+        ]
+    }
+
+    fn merged_weights(&self, adapter: &Adapter) -> Result<Vec<[Tensor; LAYER_PARTS.len()]>, EncoderError> {
+        adapter.check(self.layers.len(), &self.layer_shapes())?;
+        let merge = |(layer, adapted): (&Layer, &[LowRank; LAYER_PARTS.len()])| {
+            let linears = layer.linears();
+            let merge = |part: usize| {
+                let LowRank { a, b } = &adapted[part];
+                linears[part].weight.to_device(&Device::Cpu)? + ops::product(&a.detach(), &b.detach())?
+            };
+            Ok([merge(0)?, merge(1)?, merge(2)?, merge(3)?])
+        };
+        self.layers[adapter.first_layer()..].iter().zip(adapter.layers()).map(merge).collect()
+    }
+
+    /// Words with their positions, shape `(n_tokens, hidden_size)`: what goes into the first block.
+    fn embedded(&self, batch: &PackedBatch) -> TensorResult<Tensor> {
         let input_ids = Tensor::new(batch.input_ids(), &self.device)?;
         let position_ids: Vec<u32> = batch.sequences().flat_map(|sequence| 0..sequence.len() as u32).collect();
         let position_ids = Tensor::new(position_ids, &self.device)?;
         let words = self.word_embeddings.index_select(&input_ids, 0)?;
         let positions = self.position_embeddings.index_select(&position_ids, 0)?;
-        let mut hidden_states = add_layer_norm(&words, &positions, &self.embeddings_norm)?;
-        for layer in &self.layers {
-            hidden_states = layer.forward(&hidden_states, batch.cu_seqlens())?;
-        }
-        Ok(hidden_states)
+        add_layer_norm(&words, &positions, &self.embeddings_norm)
     }
 }
 
+/// The weights of an encoder with an adapter merged in, for the steps until the adapter changes.
+#[derive(Debug)]
+pub struct AdaptedWeights(Vec<[Tensor; LAYER_PARTS.len()]>);
+
 impl Encoder for CandleEncoder {
     fn encode(&mut self, batch: &PackedBatch) -> Result<Embeddings, EncoderError> {
-        self.check(batch)?;
-        let hidden_states = self.forward(batch)?.flatten_all()?.to_vec1::<f32>()?;
+        let hidden_states = self.hidden_states(batch, self.layers.len())?;
+        let pooled_output = ops::pool(&hidden_states, &batch.cu_seqlens().into())?.flatten_all()?.to_vec1::<f32>()?;
         let hidden_size = self.config.hidden_size;
-        let mut pooled_output = vec![0.0; batch.n_sequences() * hidden_size];
-        let rows = pooled_output.chunks_exact_mut(hidden_size).zip(batch.cu_seqlens().windows(2));
-        for (sequence_idx, (row, bounds)) in rows.enumerate() {
-            // The sum has the direction of the mean, and only the direction survives normalisation.
-            kernels::sum_rows(&hidden_states[bounds[0] * hidden_size..bounds[1] * hidden_size], row);
-            let norm = row.iter().map(|value| value * value).sum::<f32>().sqrt();
-            if !norm.is_finite() || norm == 0.0 {
+        for (sequence_idx, row) in pooled_output.chunks_exact(hidden_size).enumerate() {
+            if !row.iter().all(|value| value.is_finite()) {
                 return Err(EncoderError::NonFinite { sequence_idx });
             }
-            row.iter_mut().for_each(|value| *value /= norm);
         }
         Ok(Embeddings::from_rows(pooled_output, hidden_size))
     }
@@ -185,15 +276,34 @@ struct Layer {
     num_attention_heads: usize,
 }
 
+/// The low-rank changes of one block and its weights with them.
+type AdaptedLayer<'a> = (&'a [LowRank; LAYER_PARTS.len()], &'a [Tensor; LAYER_PARTS.len()]);
+
 impl Layer {
-    fn forward(&self, hidden_states: &Tensor, cu_seqlens: &[usize]) -> TensorResult<Tensor> {
-        let qkv = self.qkv.forward(hidden_states, Activation::None)?;
+    fn forward(&self, hidden_states: &Tensor, cu_seqlens: &Arc<[usize]>, adapted: Option<AdaptedLayer>) -> TensorResult<Tensor> {
+        let linear = |part: usize, x: &Tensor, activation: Activation| {
+            let linear = self.linears()[part];
+            match adapted {
+                Some((factors, weights)) => linear.forward_adapted(x, &factors[part], &weights[part], activation),
+                None => linear.forward(x, activation),
+            }
+        };
+        let qkv = linear(0, hidden_states, Activation::None)?;
         let context = attention(&qkv, cu_seqlens, self.num_attention_heads)?;
-        let attended = self.attention_output.forward(&context, Activation::None)?;
+        let attended = linear(1, &context, Activation::None)?;
         let attended = add_layer_norm(&attended, hidden_states, &self.attention_norm)?;
-        let intermediate = self.intermediate.forward(&attended, Activation::Gelu)?;
-        let output = self.output.forward(&intermediate, Activation::None)?;
+        let intermediate = linear(2, &attended, Activation::Gelu)?;
+        let output = linear(3, &intermediate, Activation::None)?;
         add_layer_norm(&output, &attended, &self.output_norm)
+    }
+
+    /// In the order of [`LAYER_PARTS`].
+    fn linears(&self) -> [&Linear; LAYER_PARTS.len()] {
+        [&self.qkv, &self.attention_output, &self.intermediate, &self.output]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; LAYER_PARTS.len()] {
+        [&mut self.qkv, &mut self.attention_output, &mut self.intermediate, &mut self.output]
     }
 }
 
@@ -207,6 +317,11 @@ struct Linear {
 impl Linear {
     fn forward(&self, x: &Tensor, activation: Activation) -> TensorResult<Tensor> {
         linear(x, &self.weight, &self.bias, activation)
+    }
+
+    fn forward_adapted(&self, x: &Tensor, factors: &LowRank, weight: &Tensor, activation: Activation) -> TensorResult<Tensor> {
+        let out = ops::adapted_linear(x, &factors.a, &factors.b, weight, &self.bias)?;
+        if activation == Activation::Gelu { ops::gelu(&out) } else { Ok(out) }
     }
 }
 

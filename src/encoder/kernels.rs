@@ -1,4 +1,4 @@
-//! The inner loops of the encoder on plain slices: exp, GELU, softmax, layer normalisation, pooling.
+//! The inner loops of the encoder on plain slices: exp, GELU, softmax, layer normalisation, pooling, and their backward passes.
 //!
 //! Written so that the compiler vectorises them: no branches, no library calls, sums in fixed lanes. Each is compiled a second
 //! time for AVX2, chosen at run time. Multiplications and additions are never fused, so both give the same bits. It refuses to
@@ -46,6 +46,21 @@ vectorised! {
 vectorised! {
     /// Sums the rows of `values` into `sum`, whose length is that of a row.
     sum_rows, sum_rows_body, (values: &[f32], sum: &mut [f32])
+}
+
+vectorised! {
+    /// Turns the gradient of [`gelu`]'s result into that of its input `values`, in place.
+    gelu_backward, gelu_backward_body, (values: &[f32], gradient: &mut [f32])
+}
+
+vectorised! {
+    /// Turns the gradient of [`softmax_rows`]' result `probabilities` into that of its input, in place.
+    softmax_rows_backward, softmax_rows_backward_body, (probabilities: &[f32], gradient: &mut [f32], row_len: usize)
+}
+
+vectorised! {
+    /// Turns the gradient of [`layer_norm_rows`]' result into that of its input `values`, in place.
+    layer_norm_rows_backward, layer_norm_rows_backward_body, (values: &[f32], weight: &[f32], epsilon: f32, gradient: &mut [f32])
 }
 
 #[inline(always)]
@@ -109,6 +124,56 @@ fn sum_rows_body(values: &[f32], sum: &mut [f32]) {
             *sum += value;
         }
     }
+}
+
+#[inline(always)]
+fn gelu_backward_body(values: &[f32], gradient: &mut [f32]) {
+    const FRAC_1_SQRT_2PI: f32 = 0.398_942_28;
+    for (gradient, &x) in gradient.iter_mut().zip(values) {
+        let cumulative = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        *gradient *= cumulative + x * exp(-0.5 * x * x) * FRAC_1_SQRT_2PI;
+    }
+}
+
+#[inline(always)]
+fn softmax_rows_backward_body(probabilities: &[f32], gradient: &mut [f32], row_len: usize) {
+    for (row, gradient) in probabilities.chunks_exact(row_len).zip(gradient.chunks_exact_mut(row_len)) {
+        let mean = sum_of_products(row, gradient, |p, g| p * g);
+        for (gradient, p) in gradient.iter_mut().zip(row) {
+            *gradient = p * (*gradient - mean);
+        }
+    }
+}
+
+#[inline(always)]
+fn layer_norm_rows_backward_body(values: &[f32], weight: &[f32], epsilon: f32, gradient: &mut [f32]) {
+    let hidden_size = weight.len();
+    let n = hidden_size as f32;
+    for (row, gradient) in values.chunks_exact(hidden_size).zip(gradient.chunks_exact_mut(hidden_size)) {
+        let mean = sum_of(row, |value| value) / n;
+        let variance = sum_of(row, |value| (value - mean) * (value - mean)) / n;
+        let scale = 1.0 / (variance + epsilon).sqrt();
+        for (gradient, weight) in gradient.iter_mut().zip(weight) {
+            *gradient *= weight;
+        }
+        let mean_gradient = sum_of(gradient, |value| value) / n;
+        let slope = sum_of_products(row, gradient, |x, g| (x - mean) * scale * g) / n;
+        for (gradient, x) in gradient.iter_mut().zip(row) {
+            *gradient = scale * (*gradient - mean_gradient - (x - mean) * scale * slope);
+        }
+    }
+}
+
+#[inline(always)]
+fn sum_of_products(left: &[f32], right: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; N_LANES];
+    let ((left, left_rest), (right, right_rest)) = (left.as_chunks::<N_LANES>(), right.as_chunks::<N_LANES>());
+    for (left, right) in left.iter().zip(right) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(left).zip(right) {
+            *lane += term(a, b);
+        }
+    }
+    lanes.iter().sum::<f32>() + left_rest.iter().zip(right_rest).map(|(&a, &b)| term(a, b)).sum::<f32>()
 }
 
 #[inline(always)]
@@ -223,6 +288,42 @@ mod tests {
         for length in 1..70 {
             check(&(0..length).map(|idx| ((idx * 37) % 23) as f32 - 11.0).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn each_backward_pass_agrees_with_differences() {
+        /// Compares the gradient of `weights · forward(values)` with central differences in f32.
+        #[track_caller]
+        fn check(name: &str, forward: impl Fn(&mut [f32]), backward: impl Fn(&[f32], &mut [f32])) {
+            let values: Vec<f32> = (0..74).map(|idx| ((idx * 29) % 17) as f32 * 0.2 - 1.5).collect();
+            let weights: Vec<f32> = (0..74).map(|idx| ((idx * 13) % 7) as f32 * 0.5 - 1.0).collect();
+            let mut found = weights.clone();
+            backward(&values, &mut found);
+            let loss = |idx: usize, step: f32| {
+                let mut moved = values.clone();
+                moved[idx] += step;
+                forward(&mut moved);
+                moved.iter().zip(&weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
+            for (idx, found) in found.into_iter().enumerate() {
+                let expected = (loss(idx, 0.01) - loss(idx, -0.01)) / 0.02;
+                assert!((f64::from(found) - expected).abs() < 2e-3, "{name}[{idx}] is {found}, not {expected}");
+            }
+        }
+
+        check("gelu", gelu, gelu_backward);
+        let softmax = |values: &mut [f32]| softmax_rows(values, 37);
+        check("softmax", softmax, |values, gradient| {
+            let mut probabilities = values.to_vec();
+            softmax(&mut probabilities);
+            softmax_rows_backward(&probabilities, gradient, 37);
+        });
+        let weight: Vec<f32> = (0..37).map(|idx| 1.0 + idx as f32 * 0.01).collect();
+        check(
+            "layer_norm",
+            |values| layer_norm_rows(values, &weight, &[0.5; 37], 1e-12),
+            |values, gradient| layer_norm_rows_backward(values, &weight, 1e-12, gradient),
+        );
     }
 
     #[test]

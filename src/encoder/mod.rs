@@ -6,13 +6,15 @@
 //! which for short texts beats several cores on one instance. This room is the only one that knows candle, and it refuses to
 //! know HTTP and policy. Next: `batching`, which feeds the engines; `candle`, the engine.
 
+mod adapter;
 mod candle;
 mod kernels;
 mod ops;
 
 use serde::{Deserialize, Serialize};
 
-pub use candle::{BertConfig, CandleEncoder};
+pub use adapter::{Adapter, LAYER_PARTS, LowRank};
+pub use candle::{AdaptedWeights, BertConfig, CandleEncoder};
 
 /// A transformer that turns token sequences into sentence embeddings.
 pub trait Encoder: Send {
@@ -184,6 +186,10 @@ pub enum EncoderError {
     InvalidWeights(#[source] candle_core::Error),
     #[error("the encoder's weight `{name}` is not finite")]
     NonFiniteWeight { name: String },
+    #[error("the adapter cannot be read")]
+    InvalidAdapter(#[source] candle_core::Error),
+    #[error("the adapter changes {found}; this encoder has {expected}")]
+    AdapterMismatch { found: String, expected: String },
     #[error("the batch has no sequence")]
     EmptyBatch,
     #[error("sequence {sequence_idx} has no token")]

@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sluice::classifier::calibration::Logistic;
 use sluice::classifier::heads::Linear;
 use sluice::classifier::lexical::{Block, Lexicon, Unit, for_each_gram};
-use sluice::classifier::{Calibration, Classification, Classifier, ClassifierArtefacts, ClassifierError, ClassifierParts, Heads};
+use sluice::classifier::{DenseHead, Calibration, Classification, Classifier, ClassifierArtefacts, ClassifierError, ClassifierParts, Heads};
 use sluice::taxonomy::{Taxonomy, UNRECOGNIZED};
 use sluice::text::{TokenCount, normalize};
 
@@ -47,16 +47,21 @@ fn parts() -> ClassifierParts {
     words.sort_by_key(|word| word.0);
     let lexicon = Lexicon::new(vec![block], &[words.iter().map(|word| (word.0, 1.0)).collect()]).unwrap();
     let lexical = Linear::new("lexical", words.iter().flat_map(|word| word.1).collect(), vec![0.0; 3]).unwrap();
-    let dense = Linear::new("dense", vec![1.0, -1.0, 0.0, -1.0, 1.0, 0.0], vec![0.0; 3]).unwrap();
+    // The two types, "fits none", and whether the text speaks of each.
+    let weight = vec![1.0, -1.0, 0.0, 1.0, -1.0, -1.0, 1.0, 0.0, -1.0, 1.0];
+    let linear = Linear::new("dense", weight, vec![0.0; 5]).unwrap();
+    let dense = DenseHead { linear, centres: vec![1.0, 0.0, 0.0, 1.0] };
     ClassifierParts {
         types: vec!["shortfall".to_owned(), "damage".to_owned()],
         heads: Heads::new(lexicon, lexical, dense).unwrap(),
         calibration: Calibration {
             lexical_weight: 1.0,
             dense_weight: 0.5,
+            uniform_share: 0.001,
             novelty_threshold: 0.6,
             secondary_level: 0.3,
-            novelty: Logistic { intercept: 0.0, coefficients: [1.0, 0.0, -0.2, 0.0, 1.0, 0.0, 0.0] },
+            secondary: Logistic { intercept: 0.0, coefficients: [1.0, 0.0, 0.0] },
+            novelty: Logistic { intercept: 0.0, coefficients: [1.0, 0.0, -0.2, 0.0, 0.0, 1.0, 0.0, 0.0] },
             acceptance: Logistic { intercept: 0.0, coefficients: [0.5, 0.5, 0.0, 0.0, -0.5] },
         },
     }

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use sluice::batching::encode_all;
-use sluice::encoder::{BertConfig, CandleEncoder, Encoder, EncoderError, PackedBatch};
+use sluice::encoder::{Adapter, BertConfig, CandleEncoder, Encoder, EncoderError, LowRank, PackedBatch};
 use sluice::text::{TokenizedText, Tokenizer, normalize};
 
 /// What the contract asks for. Rounding the weights to float16 costs 1.3e-6 of it on these texts.
@@ -163,6 +163,60 @@ fn tiny(weight: f32) -> (Value, HashMap<String, Tensor>) {
 fn load(config: &Value, tensors: &HashMap<String, Tensor>) -> Result<CandleEncoder, EncoderError> {
     let weights = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None).unwrap();
     CandleEncoder::load(config.to_string().as_bytes(), &weights)
+}
+
+/// Factors of the last `n_layers` blocks, small enough not to swamp the weights.
+fn adapter(encoder: &CandleEncoder, n_layers: usize, rank: usize) -> Adapter {
+    let factor = |shape: (usize, usize)| Tensor::randn(0.0_f32, 0.03, shape, &Device::Cpu).unwrap();
+    let layer = |_| encoder.layer_shapes().map(|(n_in, n_out)| LowRank { a: factor((n_in, rank)), b: factor((rank, n_out)) });
+    Adapter::new(encoder.config().num_hidden_layers - n_layers, (0..n_layers).map(layer).collect())
+}
+
+#[test]
+fn a_merged_adapter_serves_what_was_trained() {
+    let batch = PackedBatch::from_sequences([&[101, 2460, 4060, 102][..], &[101, 3460, 102], &[101, 2003, 2009, 5151, 102]]).unwrap();
+    let plain = ENCODER.clone().encode(&batch).unwrap();
+    for n_layers in [1, 6] {
+        let adapter = adapter(&ENCODER, n_layers, 8);
+        let weights = ENCODER.adapted_weights(&adapter).unwrap();
+        let hidden_states = ENCODER.hidden_states(&batch, adapter.first_layer()).unwrap();
+        let trained = ENCODER.embed_adapted(&hidden_states, &batch.cu_seqlens().into(), &adapter, &weights).unwrap();
+        let trained = trained.to_vec2::<f32>().unwrap();
+
+        let stored = Adapter::from_safetensors(&adapter.to_safetensors().unwrap()).unwrap();
+        assert_eq!(stored.first_layer(), 6 - n_layers);
+        let mut merged = ENCODER.clone();
+        merged.merge(&stored).unwrap();
+        let served = merged.encode(&batch).unwrap();
+        for ((trained, served), plain) in trained.iter().zip(served.rows()).zip(plain.rows()) {
+            // Storing rounds the factors to half precision.
+            assert!(cosine(trained, served) > 0.9999, "{}", cosine(trained, served));
+            assert!(cosine(plain, served) < 0.99, "the adapter changes the encoder");
+        }
+    }
+    // The clone that the others share is as it was.
+    assert_eq!(ENCODER.clone().encode(&batch).unwrap(), plain);
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused() {
+    let (config, tensors) = tiny(0.1);
+    let mut other = load(&config, &tensors).unwrap();
+    let whole = adapter(&other, 1, 2);
+    assert!(other.merge(&whole).is_ok());
+    assert!(matches!(other.merge(&adapter(&ENCODER, 1, 2)), Err(EncoderError::AdapterMismatch { .. })));
+    let late = Adapter::new(1, whole.layers().to_vec());
+    assert!(matches!(other.merge(&late), Err(EncoderError::AdapterMismatch { .. })));
+
+    assert!(matches!(Adapter::from_safetensors(b"no safetensors"), Err(EncoderError::InvalidAdapter(_))));
+    let stored = whole.to_safetensors().unwrap();
+    let mut tensors = candle_core::safetensors::load_buffer(&stored, &Device::Cpu).unwrap();
+    tensors.remove("layer.0.output.b").unwrap();
+    let partial = safetensors::serialize(&tensors, None).unwrap();
+    assert!(matches!(Adapter::from_safetensors(&partial), Err(EncoderError::InvalidAdapter(_))));
+    tensors.insert("layer.0.output.b".to_owned(), Tensor::full(f32::INFINITY, (2, 4), &Device::Cpu).unwrap());
+    let infinite = safetensors::serialize(&tensors, None).unwrap();
+    assert!(matches!(Adapter::from_safetensors(&infinite), Err(EncoderError::NonFiniteWeight { .. })));
 }
 
 #[test]

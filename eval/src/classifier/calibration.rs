@@ -1,8 +1,8 @@
 //! Fits what turns raw scores into probabilities, novelty and acceptance, on predictions for held-out groups only.
 
 use sluice::classifier::calibration::{
-    ACCEPTANCE_SIGNS, Calibration, Logistic, N_ACCEPTANCE_FEATURES, N_NOVELTY_FEATURES, NOVELTY_SIGNS, RawScores,
-    acceptance_features, novelty_features,
+    ACCEPTANCE_SIGNS, Calibration, Logistic, N_ACCEPTANCE_FEATURES, N_NOVELTY_FEATURES, N_SECONDARY_FEATURES, NOVELTY_SIGNS,
+    RawScores, SECONDARY_SIGNS, acceptance_features, novelty_features, secondary_features,
 };
 use sluice::text::TokenCount;
 
@@ -64,11 +64,15 @@ pub fn fit_calibration(examples: &[&HeldOut]) -> Calibration {
     let mut calibration = Calibration {
         lexical_weight,
         dense_weight,
+        uniform_share: 0.0,
         novelty_threshold: 1.0,
         secondary_level: DEFAULT_SECONDARY_LEVEL,
+        secondary: Logistic { intercept: 0.0, coefficients: [0.0; N_SECONDARY_FEATURES] },
         novelty: Logistic { intercept: 0.0, coefficients: [0.0; N_NOVELTY_FEATURES] },
         acceptance: Logistic { intercept: 0.0, coefficients: [0.0; N_ACCEPTANCE_FEATURES] },
     };
+    let sharp: Vec<Vec<f64>> = examples.iter().map(|example| calibration.probabilities(&example.raw)).collect();
+    calibration.uniform_share = uniform_share(examples, &sharp);
     let probabilities: Vec<Vec<f64>> = examples.iter().map(|example| calibration.probabilities(&example.raw)).collect();
     let is_right = |idx: usize| examples[idx].class == Some(first_max(&probabilities[idx]));
     let any_outlier = examples.iter().any(|example| example.class.is_none());
@@ -85,7 +89,7 @@ pub fn fit_calibration(examples: &[&HeldOut]) -> Calibration {
         .map(|idx| (acceptance_features(&examples[idx].raw, &probabilities[idx], novelties[idx]), is_right(idx)))
         .collect();
     calibration.acceptance = fit_logistic(&rows, &ACCEPTANCE_SIGNS);
-    calibration.secondary_level = secondary_level(examples, &probabilities);
+    fit_secondary(&mut calibration, examples, &probabilities);
     calibration
 }
 
@@ -152,28 +156,51 @@ fn novelty_threshold(novelties: &[f64], is_novel: impl Fn(usize) -> bool) -> f64
     best.1
 }
 
-/// The level with the best F1 against the secondary types of the examples.
-fn secondary_level(examples: &[&HeldOut], probabilities: &[Vec<f64>]) -> f64 {
-    let mut pairs = Vec::new();
+/// The share with the smallest log loss over the texts that have a type: a concave problem in one number, by bisection.
+///
+/// At least one label in as many as were held out counts as unlike all the others, because that many texts cannot show less.
+fn uniform_share(examples: &[&HeldOut], sharp: &[Vec<f64>]) -> f64 {
+    let in_scope = examples.iter().zip(sharp).filter_map(|(example, row)| Some((row[example.class?], 1.0 / row.len() as f64)));
+    let pairs: Vec<(f64, f64)> = in_scope.collect();
+    let slope = |share: f64| -> f64 {
+        pairs.iter().map(|&(sharp, uniform)| (uniform - sharp) / ((1.0 - share) * sharp + share * uniform).max(1e-12)).sum()
+    };
+    let (mut low, mut high) = (1.0 / (pairs.len() + 2) as f64, 0.5);
+    for _ in 0..50 {
+        let middle = 0.5 * (low + high);
+        if slope(middle) > 0.0 { low = middle } else { high = middle }
+    }
+    low
+}
+
+/// Fits the probability of being secondary, and the level with the best F1, against the secondary types of the examples.
+fn fit_secondary(calibration: &mut Calibration, examples: &[&HeldOut], probabilities: &[Vec<f64>]) {
+    let mut rows = Vec::new();
     for (example, row) in examples.iter().zip(probabilities) {
         let best = first_max(row);
-        let others = row.iter().enumerate().filter(|&(class, _)| class != best);
-        pairs.extend(others.map(|(class, &probability)| (probability, example.secondary.contains(&class))));
+        let features = secondary_features(&example.raw, row).into_iter().enumerate();
+        let others = features.filter(|&(class, _)| class != best);
+        rows.extend(others.map(|(class, features)| (features, example.secondary.contains(&class))));
     }
-    let n_true = pairs.iter().filter(|pair| pair.1).count() as f64;
+    let n_true = rows.iter().filter(|row| row.1).count() as f64;
     if n_true == 0.0 {
-        return DEFAULT_SECONDARY_LEVEL;
+        // Nothing to learn from: a type counts as secondary by how near it comes to the best one.
+        calibration.secondary = Logistic { intercept: 0.0, coefficients: [1.0, 0.0, 0.0] };
+        return;
     }
-    pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
+    calibration.secondary = fit_logistic(&rows, &SECONDARY_SIGNS);
+    let mut scored: Vec<(f64, bool)> =
+        rows.iter().map(|(features, is_true)| (calibration.secondary.probability(features), *is_true)).collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (mut hits, mut best) = (0.0, (0.0, DEFAULT_SECONDARY_LEVEL));
-    for (rank, pair) in pairs.iter().enumerate() {
-        hits += f64::from(u8::from(pair.1));
+    for (rank, row) in scored.iter().enumerate() {
+        hits += f64::from(u8::from(row.1));
         let f1 = 2.0 * hits / (rank as f64 + 1.0 + n_true);
         if f1 > best.0 {
-            best = (f1, pair.0);
+            best = (f1, row.0);
         }
     }
-    best.1
+    calibration.secondary_level = best.1;
 }
 
 /// Index of the largest value, the first where several are.

@@ -3,10 +3,7 @@
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-/// More folds than this only cost time: groups are then held out several at once.
-pub const MAX_FOLDS: usize = 10;
-
-/// Folds where the data has one group only.
+/// Folds where the data has one group only, at most.
 const RANDOM_FOLDS: usize = 5;
 
 /// The fold of each example. Groups are never torn apart; a single group is split at random, each label evenly.
@@ -20,16 +17,16 @@ pub struct Folds {
 }
 
 impl Folds {
-    /// `groups[i]` and `labels[i]` belong to example i.
-    pub fn new(groups: &[usize], group_names: &[String], labels: &[usize], seed: u64) -> Self {
+    /// At most `n_folds`: groups are held out several at once where there are more. `groups[i]` and `labels[i]` belong to example i.
+    pub fn new(groups: &[usize], group_names: &[String], labels: &[usize], n_folds: usize, seed: u64) -> Self {
         if group_names.len() < 2 {
-            return Self::random(labels, seed);
+            return Self::random(labels, n_folds.min(RANDOM_FOLDS), seed);
         }
         let mut sizes: Vec<(usize, usize)> = (0..group_names.len()).map(|group| (0, group)).collect();
         for &group in groups {
             sizes[group].0 += 1;
         }
-        let n_folds = group_names.len().min(MAX_FOLDS);
+        let n_folds = group_names.len().min(n_folds);
         let mut fold_of_group = vec![0; group_names.len()];
         let mut names = vec![Vec::new(); n_folds];
         if group_names.len() == n_folds {
@@ -52,19 +49,19 @@ impl Folds {
         Self { of, names: names.into_iter().map(|names| names.join(", ")).collect(), by_group: true }
     }
 
-    fn random(labels: &[usize], seed: u64) -> Self {
+    fn random(labels: &[usize], n_folds: usize, seed: u64) -> Self {
         let mut rng = rand_pcg::Pcg64::seed_from_u64(seed);
         let n_labels = labels.iter().max().map_or(0, |&label| label + 1);
         let mut of = vec![0; labels.len()];
         for label in 0..n_labels {
             let mut members: Vec<usize> = (0..labels.len()).filter(|&example| labels[example] == label).collect();
             members.shuffle(&mut rng);
-            let start = rng.random_range(0..RANDOM_FOLDS);
+            let start = rng.random_range(0..n_folds);
             for (position, example) in members.into_iter().enumerate() {
-                of[example] = (start + position) % RANDOM_FOLDS;
+                of[example] = (start + position) % n_folds;
             }
         }
-        let names = (0..RANDOM_FOLDS).map(|fold| format!("random {}", fold + 1)).collect();
+        let names = (0..n_folds).map(|fold| format!("random {}", fold + 1)).collect();
         Self { of, names, by_group: false }
     }
 
@@ -93,7 +90,7 @@ mod tests {
         fn check(n_groups: usize, expected_folds: usize) {
             let groups: Vec<usize> = (0..600).map(|example| example * example % n_groups).collect();
             let names: Vec<String> = (0..n_groups).map(|group| format!("part {group}")).collect();
-            let folds = Folds::new(&groups, &names, &vec![0; 600], 1);
+            let folds = Folds::new(&groups, &names, &vec![0; 600], 10, 1);
             assert_eq!(folds.n_folds(), expected_folds);
             for a in 0..600 {
                 assert!((0..600).all(|b| groups[a] != groups[b] || folds.of[a] == folds.of[b]));
@@ -102,19 +99,19 @@ mod tests {
 
         check(2, 2);
         check(10, 10);
-        check(37, MAX_FOLDS);
+        check(37, 10);
     }
 
     #[test]
     fn one_group_is_split_evenly_within_each_label() {
         let labels: Vec<usize> = (0..100).map(|example| example % 4).collect();
-        let folds = Folds::new(&[0; 100], &["all".to_owned()], &labels, 3);
+        let folds = Folds::new(&[0; 100], &["all".to_owned()], &labels, 10, 3);
         assert!(!folds.by_group);
         for fold in 0..RANDOM_FOLDS {
             for label in 0..4 {
                 assert_eq!(folds.held_out(fold).iter().filter(|&&example| labels[example] == label).count(), 5);
             }
         }
-        assert_eq!(folds, Folds::new(&[0; 100], &["all".to_owned()], &labels, 3));
+        assert_eq!(folds, Folds::new(&[0; 100], &["all".to_owned()], &labels, 10, 3));
     }
 }

@@ -6,8 +6,10 @@ use std::fmt::{self, Display};
 use serde::Serialize;
 
 use super::calibration::Scored;
+use super::dense::EncoderTraining;
 use super::heads::HeadParams;
 use super::threshold::ThresholdsFile;
+use crate::finetune::FineTuneParams;
 use crate::metrics;
 
 /// Everything a training run says about itself.
@@ -21,24 +23,29 @@ pub struct TrainingReport {
     pub types: Vec<String>,
     /// Whether folds are whole groups (authors, sites).
     pub held_out_by_group: bool,
+    pub encoder: EncoderTraining,
+    pub n_folds: usize,
     pub params: HeadParams,
+    /// `None` where the encoder served as it is.
+    pub fine_tune: Option<FineTuneParams>,
     pub lexical_weight: f64,
     pub dense_weight: f64,
     pub novelty_threshold: f64,
     pub secondary_level: f64,
     pub n_features: usize,
-    pub folds: Vec<FoldReport>,
-    /// Over all folds together.
+    /// Empty where the data has one group.
+    pub groups: Vec<GroupReport>,
+    /// Over all examples.
     pub held_out: Figures,
     pub floor: FloorFigures,
     pub per_type: Vec<TypeReport>,
     pub thresholds: ThresholdsFile,
 }
 
-/// One fold, types only: what the best type was, abstention or not.
+/// One group by heads that had not seen it, types only: what the best type was, abstention or not.
 #[derive(Debug, Clone, Serialize)]
-pub struct FoldReport {
-    pub held_out: String,
+pub struct GroupReport {
+    pub group: String,
     pub n: usize,
     pub accuracy: f64,
     pub macro_f1: f64,
@@ -155,10 +162,10 @@ impl Display for TrainingReport {
             "{:<20} {:>5}  {:>9} {:>9}  {:>9} {:>9}  {:>9}",
             "held out", "n", "accuracy", "macro F1", "floor", "macro F1", "AUROC out"
         )?;
-        for fold in &self.folds {
-            write!(f, "{:<20} {:>5}  {:>9.4} {:>9.4}  ", fold.held_out, fold.n, fold.accuracy, fold.macro_f1)?;
-            let auc = fold.novelty_roc_auc.map_or_else(|| "-".to_owned(), |auc| format!("{auc:.4}"));
-            writeln!(f, "{:>9.4} {:>9.4}  {auc:>9}", fold.floor_accuracy, fold.floor_macro_f1)?;
+        for group in &self.groups {
+            write!(f, "{:<20} {:>5}  {:>9.4} {:>9.4}  ", group.group, group.n, group.accuracy, group.macro_f1)?;
+            let auc = group.novelty_roc_auc.map_or_else(|| "-".to_owned(), |auc| format!("{auc:.4}"));
+            writeln!(f, "{:>9.4} {:>9.4}  {auc:>9}", group.floor_accuracy, group.floor_macro_f1)?;
         }
         let all = &self.held_out;
         writeln!(

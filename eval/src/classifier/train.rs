@@ -1,24 +1,26 @@
-//! The command: read, embed, cross-validate, calibrate, certify, fit on everything, write.
+//! The command: read, cross-validate, calibrate, certify, fit on everything, write.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
+use sluice::bundle::ENCODER_ADAPTER;
 use sluice::classifier::heads::Linear;
-use sluice::classifier::{Calibration, Classifier, ClassifierArtefacts, ClassifierParts};
+use sluice::classifier::{Calibration, Classifier, ClassifierArtefacts, ClassifierParts, Heads};
 use sluice::taxonomy::{ActionDefinition, MANUAL_REVIEW, OwnerDefinition, Taxonomy, TypeDefinition};
 
 use super::calibration::{HeldOut, Scored, apply, first_max, fit_calibration};
+use super::dense::{DenseTrainer, EncoderTraining};
 use super::folds::Folds;
-use super::heads::{HeadParams, Sample, fit_heads, lexical_rows};
+use super::heads::{HeadParams, Label, Lexical, Sample, fit_lexical, lexical_rows};
 use super::lexicon::{Selection, fit_lexicon, floor_blocks};
-use super::report::{Figures, FloorFigures, FoldReport, TrainingReport, TypeReport, defined};
+use super::report::{Figures, FloorFigures, GroupReport, TrainingReport, TypeReport, defined};
 use super::solver::{Fit, fit};
 use super::threshold::{Case, Target, ThresholdsFile, certify};
 use crate::dataset::{Columns, Dataset};
+use crate::finetune::FineTuneParams;
 use crate::metrics;
-use crate::scoring::{DEFAULT_ENCODER, EncodedText, encode_texts, progress, read_encoder};
+use crate::parallel::in_parallel;
+use crate::scoring::{DEFAULT_ENCODER, progress, read_encoder};
 
 /// C = 10 of scikit-learn, tuned once on the default narratives.
 const FLOOR_L2: f64 = 0.1;
@@ -31,15 +33,23 @@ pub struct Args {
     /// Taxonomy whose types the labels are; without one the labels themselves become a taxonomy.
     #[arg(long)]
     pub taxonomy: Option<PathBuf>,
+    /// Whether the encoder learns too: minutes to an hour, or seconds for heads on the encoder as it is.
+    #[arg(long, value_enum, default_value_t = EncoderTraining::FineTuned)]
+    pub encoder: EncoderTraining,
     /// Folder of the encoder: `config.json`, `tokenizer.json`, `model.safetensors`.
     #[arg(long, default_value = DEFAULT_ENCODER)]
-    pub encoder: PathBuf,
-    /// Bundle to write `classifier.toml`, `classifier.safetensors`, `classifier.report.json` and `thresholds.toml` to.
+    pub encoder_path: PathBuf,
+    /// Bundle to write `classifier.toml`, `classifier.safetensors`, `adapter.safetensors`, `classifier.report.json` and
+    /// `thresholds.toml` to.
     #[arg(long)]
     pub out: PathBuf,
-    /// File that keeps embeddings between runs.
+    /// Folder that keeps checkpoints and embeddings between runs: a run that was interrupted goes on, and the next one of the same
+    /// data repeats nothing. Also gets every held-out prediction, as `held_out.jsonl`.
     #[arg(long)]
-    pub embeddings: Option<PathBuf>,
+    pub work: Option<PathBuf>,
+    /// Parts of the data held out in turn; groups are held out whole. 10, or 3 where the encoder learns.
+    #[arg(long)]
+    pub folds: Option<usize>,
     /// Promise of the thresholds: largest share of wrong cases among those over them.
     #[arg(long, default_value_t = 0.05)]
     pub max_error: f64,
@@ -47,6 +57,8 @@ pub struct Args {
     pub confidence: f64,
     #[command(flatten)]
     pub params: HeadParams,
+    #[command(flatten)]
+    pub fine_tune: FineTuneParams,
     /// Leaves the TF-IDF floor out of the folds, which halves their time.
     #[arg(long)]
     pub no_floor: bool,
@@ -75,13 +87,20 @@ pub fn train(args: &Args) -> Result<TrainingReport> {
     let outcomes = training.cross_validate()?;
     let held_out: Vec<HeldOut> = outcomes.iter().map(|outcome| outcome.held_out.clone()).collect();
     let scored = training.cross_fit(&held_out);
+    if let Some(work) = &args.work {
+        write_predictions(&work.join("held_out.jsonl"), &dataset, &training.types, &scored)?;
+    }
     let calibration = fit_calibration(&held_out.iter().collect::<Vec<_>>());
-    let heads = fit_heads(&training.samples(0..dataset.examples.len()), training.types.len(), &args.params)?;
+    let everything: Vec<usize> = (0..dataset.examples.len()).collect();
+    let dense = training.dense.fit("everything", &everything)?;
+    let lexical = fit_lexical(&training.samples(&everything), training.types.len(), &args.params)?;
+    let n_features = lexical.lexicon.n_features();
     let thresholds = training.certify(&scored);
-    let report = training.report(&outcomes, &scored, &calibration, heads.lexicon().n_features(), thresholds);
+    let report = training.report(&outcomes, &scored, &calibration, n_features, thresholds);
 
+    let heads = Heads::new(lexical.lexicon, lexical.head, dense.head)?;
     let parts = ClassifierParts { types: training.types.clone(), heads, calibration };
-    write(args, &taxonomy, parts, &report)?;
+    write(args, &taxonomy, parts, dense.adapter.as_deref(), &report)?;
     Ok(report)
 }
 
@@ -124,10 +143,10 @@ struct Training<'a> {
     args: &'a Args,
     dataset: &'a Dataset,
     types: Vec<String>,
-    encoded: Vec<EncodedText>,
     /// `None` where the text fits no type.
     classes: Vec<Option<usize>>,
     folds: Folds,
+    dense: DenseTrainer,
 }
 
 /// What a fold says about one of its held-out examples.
@@ -157,68 +176,59 @@ impl<'a> Training<'a> {
         for (class, code) in types.iter().enumerate() {
             ensure!(classes.contains(&Some(class)), "the type `{code}` has no example");
         }
-        let texts: Vec<&str> = dataset.examples.iter().map(|example| example.text.as_str()).collect();
-        let encoded = encode_texts(&read_encoder(&args.encoder)?, &texts, args.embeddings.as_deref())?;
         let groups: Vec<usize> = dataset.examples.iter().map(|example| example.group).collect();
         let labels: Vec<usize> = classes.iter().map(|class| class.unwrap_or(types.len())).collect();
-        let folds = Folds::new(&groups, &dataset.groups, &labels, args.seed);
-        Ok(Self { args, dataset, types, encoded, classes, folds })
+        let n_folds = args.folds.unwrap_or(args.encoder.default_folds());
+        ensure!(n_folds >= 2, "`--folds` is at least 2");
+        let folds = Folds::new(&groups, &dataset.groups, &labels, n_folds, args.seed);
+        if let Some(work) = &args.work {
+            std::fs::create_dir_all(work).with_context(|| format!("`{}` cannot be created", work.display()))?;
+        }
+        let texts: Vec<&str> = dataset.examples.iter().map(|example| example.text.as_str()).collect();
+        let encoder = read_encoder(&args.encoder_path)?;
+        let labels = dataset.examples.iter().zip(&classes).map(|(example, &class)| {
+            let secondary = example.secondary.iter().filter_map(|code| class_of(code)).collect();
+            Label { class, secondary }
+        });
+        let dense = DenseTrainer::new(args, encoder, &texts, labels.collect(), types.len())?;
+        Ok(Self { args, dataset, types, classes, folds, dense })
     }
 
-    fn samples(&self, examples: impl IntoIterator<Item = usize>) -> Vec<Sample<'_>> {
-        let sample = |idx: usize| Sample {
-            text: self.encoded[idx].text.as_str(),
-            embedding: &self.encoded[idx].embedding,
-            class: self.classes[idx],
-        };
-        examples.into_iter().map(sample).collect()
+    fn samples(&self, examples: &[usize]) -> Vec<Sample<'_>> {
+        examples.iter().map(|&idx| Sample { text: self.dense.text(idx), class: self.classes[idx] }).collect()
     }
 
     /// Fits heads on all folds but one and scores that one, for every fold. Order of the examples.
     fn cross_validate(&self) -> Result<Vec<Outcome>> {
-        let n_folds = self.folds.n_folds();
-        let bar = progress(n_folds, "folds");
+        let folds: Vec<usize> = (0..self.folds.n_folds()).collect();
+        let bar = progress(folds.len(), "words");
         bar.tick();
-        let next = AtomicUsize::new(0);
-        let done = Mutex::new(vec![None; self.classes.len()]);
-        let worker = || -> Result<()> {
-            loop {
-                let fold = next.fetch_add(1, Ordering::Relaxed);
-                if fold >= n_folds {
-                    return Ok(());
-                }
-                let outcomes = self.run_fold(fold)?;
-                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                for (idx, outcome) in outcomes {
-                    done[idx] = Some(outcome);
-                }
-                bar.inc(1);
-            }
-        };
         // Folds share nothing, so the number of threads changes no figure.
-        let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(n_folds);
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(worker)).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().expect("a fold does not panic"))
+        let lexical = in_parallel(&folds, |&fold| {
+            let training = self.samples(&self.folds.training(fold));
+            let lexical = fit_lexical(&training, self.types.len(), &self.args.params)?;
+            let held_out = self.folds.held_out(fold);
+            let floor = if self.args.no_floor { vec![None; held_out.len()] } else { self.floor(&training, &held_out)? };
+            bar.inc(1);
+            Ok((lexical, floor))
         })?;
         bar.finish_and_clear();
-        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(done.into_iter().map(|outcome| outcome.expect("every example is held out once")).collect())
-    }
 
-    fn run_fold(&self, fold: usize) -> Result<Vec<(usize, Outcome)>> {
-        let training = self.samples(self.folds.training(fold));
-        let held_out = self.folds.held_out(fold);
-        let heads = fit_heads(&training, self.types.len(), &self.args.params)?;
-        let floor = if self.args.no_floor { vec![None; held_out.len()] } else { self.floor(&training, &held_out)? };
-        let outcomes = held_out.into_iter().zip(floor).map(|(idx, floor)| {
-            let encoded = &self.encoded[idx];
-            let raw = heads.raw_scores(encoded.text.as_str(), &encoded.embedding);
-            let secondary = &self.dataset.examples[idx].secondary;
-            let secondary = secondary.iter().filter_map(|code| self.types.iter().position(|known| known == code)).collect();
-            (idx, Outcome { held_out: HeldOut { raw, tokens: encoded.tokens, class: self.classes[idx], secondary }, floor })
-        });
-        Ok(outcomes.collect())
+        let mut outcomes = vec![None; self.classes.len()];
+        for (fold, (Lexical { lexicon, head }, floor)) in lexical.into_iter().enumerate() {
+            let name = format!("fold {} of {}", fold + 1, folds.len());
+            let dense = self.dense.fit(&name, &self.folds.training(fold))?;
+            let held_out = self.folds.held_out(fold);
+            let embeddings = self.dense.embed(&dense, &held_out)?;
+            let heads = Heads::new(lexicon, head, dense.head)?;
+            for ((idx, floor), embedding) in held_out.into_iter().zip(floor).zip(embeddings) {
+                let raw = heads.raw_scores(self.dense.text(idx), &embedding);
+                let Label { class, secondary } = self.dense.label(idx).clone();
+                let held_out = HeldOut { raw, tokens: self.dense.tokens(idx), class, secondary };
+                outcomes[idx] = Some(Outcome { held_out, floor });
+            }
+        }
+        Ok(outcomes.into_iter().map(|outcome| outcome.expect("every example is held out once")).collect())
     }
 
     /// TF-IDF with logistic regression, fitted on the in-scope texts alone.
@@ -234,7 +244,7 @@ impl<'a> Training<'a> {
         }
         let head: Linear = fit(&lexical_rows(&lexicon, &texts), &targets, &[n_types], Fit::with_l2(FLOOR_L2));
         let score = |&idx: &usize| {
-            let entries = lexicon.vectorize(self.encoded[idx].text.as_str()).entries;
+            let entries = lexicon.vectorize(self.dense.text(idx)).entries;
             let logits = head.forward(entries.into_iter().map(|(feature, value)| (feature as usize, value)));
             let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
             let best = first_max(&logits);
@@ -295,13 +305,14 @@ impl<'a> Training<'a> {
             let (actual, named): (Vec<_>, Vec<_>) = in_scope.unzip();
             (metrics::accuracy(&actual, &named), metrics::macro_f1(&actual, &named))
         };
-        let folds = (0..self.folds.n_folds()).map(|fold| {
-            let held_out = self.folds.held_out(fold);
+        let groups = if self.folds.by_group { self.dataset.groups.as_slice() } else { &[] };
+        let groups = groups.iter().enumerate().map(|(group, name)| {
+            let held_out: Vec<usize> = (0..scored.len()).filter(|&idx| self.dataset.examples[idx].group == group).collect();
             let rows: Vec<&Scored> = held_out.iter().map(|&idx| &scored[idx]).collect();
             let figures = Figures::of(&rows, n_types);
             let (floor_accuracy, floor_macro_f1) = floor(&held_out);
-            FoldReport {
-                held_out: self.folds.names[fold].clone(),
+            GroupReport {
+                group: name.clone(),
                 n: rows.iter().filter(|row| row.class.is_some()).count(),
                 accuracy: figures.accuracy,
                 macro_f1: figures.macro_f1,
@@ -331,13 +342,16 @@ impl<'a> Training<'a> {
             n_out_of_scope: self.classes.iter().filter(|class| class.is_none()).count(),
             types: self.types.clone(),
             held_out_by_group: self.folds.by_group,
+            encoder: self.args.encoder,
+            n_folds: self.folds.n_folds(),
             params: self.args.params,
+            fine_tune: (self.args.encoder == EncoderTraining::FineTuned).then_some(self.args.fine_tune),
             lexical_weight: calibration.lexical_weight,
             dense_weight: calibration.dense_weight,
             novelty_threshold: calibration.novelty_threshold,
             secondary_level: calibration.secondary_level,
             n_features,
-            folds: folds.collect(),
+            groups: groups.collect(),
             held_out: Figures::of(&scored.iter().collect::<Vec<_>>(), n_types),
             floor: FloorFigures { accuracy: floor_accuracy, macro_f1: floor_macro_f1, roc_auc_score: floor_separation },
             per_type: self
@@ -357,7 +371,29 @@ impl<'a> Training<'a> {
     }
 }
 
-fn write(args: &Args, taxonomy: &Taxonomy, parts: ClassifierParts, report: &TrainingReport) -> Result<()> {
+/// Every held-out prediction with its text: what to read to find confusions and wrong labels.
+fn write_predictions(path: &Path, dataset: &Dataset, types: &[String], scored: &[Scored]) -> Result<()> {
+    let mut lines = String::new();
+    for (example, row) in dataset.examples.iter().zip(scored) {
+        let label_probability = row.class.map(|class| row.probabilities[class]);
+        let line = serde_json::json!({
+            "group": dataset.groups[example.group], "label": example.label, "best": types[row.best], "score": row.score(),
+            "label_score": label_probability, "novelty": row.novelty, "acceptance": row.acceptance, "abstained": row.abstained,
+            "text": example.text,
+        });
+        lines.push_str(&line.to_string());
+        lines.push('\n');
+    }
+    std::fs::write(path, lines).with_context(|| format!("`{}` cannot be written", path.display()))
+}
+
+fn write(
+    args: &Args,
+    taxonomy: &Taxonomy,
+    parts: ClassifierParts,
+    adapter: Option<&[u8]>,
+    report: &TrainingReport,
+) -> Result<()> {
     let out: &Path = &args.out;
     let (config, weights) = parts.write()?;
     // What was written must be what serves, so it is loaded as the service would before it lands in the bundle.
@@ -369,10 +405,24 @@ fn write(args: &Args, taxonomy: &Taxonomy, parts: ClassifierParts, report: &Trai
     };
     save("classifier.toml", config.as_bytes())?;
     save("classifier.safetensors", &weights)?;
+    match adapter {
+        Some(adapter) => save(ENCODER_ADAPTER, adapter)?,
+        // One of an earlier run would change the encoder under heads that never saw it.
+        None => remove(&out.join(ENCODER_ADAPTER))?,
+    }
     save("classifier.report.json", &serde_json::to_vec_pretty(report)?)?;
     save("thresholds.toml", toml::to_string(&report.thresholds)?.as_bytes())?;
     if args.taxonomy.is_none() {
         save("taxonomy.toml", toml::to_string(taxonomy)?.as_bytes())?;
     }
     Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("`{}` cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
 }

@@ -7,15 +7,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
-use sluice::bundle::{self, EncoderEntry, Expected, FileEntry, GoldenCase, Manifest, Models, Training};
+use sluice::bundle;
 use sluice::event::EventWire;
 
+use crate::assemble::{Identity, assemble};
 use crate::classifier::heads::HeadParams;
 use crate::classifier::dense::EncoderTraining;
 use crate::dataset::Columns;
 use crate::finetune::FineTuneParams;
-use crate::{actions, classifier, risk, scoring, simulate};
+use crate::{actions, classifier, risk, simulate};
 
 /// The promise of the default thresholds: with this confidence at most this share of the cases over a threshold is wrong.
 const MAX_ERROR: f64 = 0.05;
@@ -71,15 +71,20 @@ pub fn run(args: &Args) -> Result<()> {
         smoothing: actions::DEFAULT_SMOOTHING,
         out: args.out.clone(),
     })?;
-    let mut manifest = manifest(args, &narratives)?;
-    let golden = golden_cases(args, &manifest)?;
-    write(&args.out.join(bundle::GOLDEN), &golden)?;
-    manifest.files.push(FileEntry::describe(&args.out, bundle::GOLDEN)?);
-    write(&args.out.join(bundle::MANIFEST), &manifest.to_toml())?;
-
-    let loaded = bundle::load(&args.out).context("the bundle just built does not load")?;
-    tracing::info!(hash = loaded.models.identity.hash, golden = loaded.golden.len(), "built");
-    Ok(())
+    let events = files_in(&args.examples, "json")?;
+    ensure!(!events.is_empty(), "`{}` holds no JSON events", args.examples.display());
+    let events = events.iter().map(|path| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let event = EventWire::from_json(&std::fs::read(path)?).with_context(|| format!("`{}`", path.display()))?;
+        Ok((name, event))
+    });
+    let identity = Identity {
+        name: args.name.clone(),
+        version: args.bundle_version.clone(),
+        command: "cargo run --release -p sluice-eval -- build".to_owned(),
+        seed: args.seed,
+    };
+    assemble(&args.out, &args.encoder, identity, &narratives, events.collect::<Result<_>>()?)
 }
 
 /// As `sluice-eval train classifier` with its defaults.
@@ -114,83 +119,10 @@ fn train_risk(args: &Args) -> Result<()> {
     risk::train_default_risk(&cases, &args.out, args.seed).map(drop)
 }
 
-/// The manifest of everything trained so far.
-fn manifest(args: &Args, narratives: &[PathBuf]) -> Result<Manifest> {
-    let artefacts = [
-        bundle::TAXONOMY,
-        bundle::CLASSIFIER_CONFIG,
-        bundle::CLASSIFIER_WEIGHTS,
-        bundle::THRESHOLDS,
-        bundle::RISK_FEATURES,
-        bundle::RISK_SLA,
-        bundle::RISK_REVENUE,
-        bundle::RISK_CALIBRATION,
-        bundle::RISK_GOLDEN,
-        bundle::ACTIONS,
-    ];
-    let adapter = args.out.join(bundle::ENCODER_ADAPTER).exists().then_some(bundle::ENCODER_ADAPTER);
-    let artefacts = artefacts.into_iter().chain(adapter);
-    let files = artefacts.map(|path| FileEntry::describe(&args.out, path)).collect::<Result<_, _>>()?;
-    let encoder_name = args.encoder.file_name().context("the encoder's folder has no name")?.to_string_lossy();
-    Ok(Manifest {
-        name: args.name.clone(),
-        version: args.bundle_version.clone(),
-        training: Training {
-            command: "cargo run --release -p sluice-eval -- build".to_owned(),
-            seed: args.seed,
-            data_sha256: data_sha256(narratives)?,
-        },
-        encoder: EncoderEntry::describe(&encoder_name, &args.out, &args.encoder)?,
-        files,
-    })
-}
-
-/// What the models just trained answer to the example events.
-fn golden_cases(args: &Args, manifest: &Manifest) -> Result<String> {
-    let artefacts = manifest.read_artefacts(&args.out)?;
-    let models = Models::parse(manifest, String::new(), &artefacts)?;
-    let examples = files_in(&args.examples, "json")?;
-    ensure!(!examples.is_empty(), "`{}` holds no JSON events", args.examples.display());
-    let mut events = Vec::new();
-    for path in examples {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let event = EventWire::from_json(&std::fs::read(&path)?).with_context(|| format!("`{}`", path.display()))?;
-        let content = event.clone().into_content(&GoldenCase::LIMITS).with_context(|| format!("`{}`", path.display()))?;
-        events.push((name, event, content));
-    }
-    let narratives: Vec<&str> = events.iter().map(|(_, _, content)| content.narrative.as_str()).collect();
-    let encoded = scoring::encode_texts(&manifest.read_encoder(&args.out, &artefacts)?, &narratives, None)?;
-    let mut cases = Vec::new();
-    for ((name, event, content), encoded) in events.into_iter().zip(encoded) {
-        let classification = models.classifier.classify(&encoded.text, encoded.tokens, &encoded.embedding);
-        let risk = models.risk.as_ref().map(|model| model.score(&content.facts)).transpose()?;
-        cases.push((name, event, Expected::of(&classification, risk.as_ref())));
-    }
-    Ok(GoldenCase::to_json(cases))
-}
-
-/// SHA-256 over the names and contents of the training files, in name order.
-fn data_sha256(files: &[PathBuf]) -> Result<String> {
-    let mut hasher = Sha256::new();
-    for path in files {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let bytes = std::fs::read(path)?;
-        hasher.update((name.len() as u64).to_le_bytes());
-        hasher.update(name.as_bytes());
-        hasher.update((bytes.len() as u64).to_le_bytes());
-        hasher.update(&bytes);
-    }
-    Ok(hex::encode(hasher.finalize()))
-}
-
 fn files_in(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(directory).with_context(|| format!("`{}` cannot be read", directory.display()))?;
     let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     let mut files: Vec<_> = paths.into_iter().filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
     files.sort();
     Ok(files)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("`{}` cannot be written", path.display()))
 }

@@ -3,6 +3,7 @@
 //! Each command of `sluice-eval` is one module with an `Args` and a `run`; the binary only dispatches.
 
 pub mod actions;
+pub mod assemble;
 pub mod build;
 pub mod classifier;
 pub mod dataset;

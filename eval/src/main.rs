@@ -1,7 +1,7 @@
 //! `sluice-eval`: train, evaluate and simulate. Every command is a module of the library; this file only dispatches.
 
 use clap::{Parser, Subcommand};
-use sluice_eval::{actions, build, classifier, evaluate, risk, simulate};
+use sluice_eval::{actions, assemble, build, classifier, evaluate, risk, simulate};
 
 #[derive(Debug, Parser)]
 #[command(name = "sluice-eval", version, about = "The evaluation harness of Sluice")]
@@ -17,6 +17,8 @@ enum Command {
         #[command(subcommand)]
         model: Model,
     },
+    /// Make a bundle that a service loads of trained artefacts.
+    Assemble(assemble::Args),
     /// Figures, predictions and a report of a bundle on labelled texts; fails where a baseline is missed.
     Evaluate(evaluate::Args),
     /// Make synthetic case history with known ground truth.
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
         Command::Train { model: Model::Risk(args) } => print(&serde_json::to_string_pretty(&risk::run(&args)?)?),
         Command::Train { model: Model::Actions(args) } => print(&actions::run(&args)?),
+        Command::Assemble(args) => assemble::run(&args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Simulate(args) => simulate::run(&args).map(drop),
         Command::Build(args) => build::run(&args),

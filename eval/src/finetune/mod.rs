@@ -62,10 +62,10 @@ pub struct FineTuneParams {
 impl FineTuneParams {
     pub const DEFAULT: Self = Self {
         rank: 16,
-        trained_layers: 6,
-        epochs: 6,
+        trained_layers: 3,
+        epochs: 4,
         batch_size: 32,
-        training_tokens: 128,
+        training_tokens: 96,
         adapter_learning_rate: 2e-3,
         head_learning_rate: 4e-3,
         weight_decay: 0.01,

@@ -162,15 +162,10 @@ impl<'a> CaseView<'a> {
 }
 
 impl Vocabulary {
-    /// What the order is worth in the policy's currency: its stated value, or what its lines add up to where that is more. A value
-    /// typed too low must not slip under a limit. `None` where no value is stated or its currency cannot be compared.
+    /// [`Order::worth`] in the policy's currency. `None` where it cannot be told or its currency cannot be compared.
     pub(super) fn order_value(&self, order: Option<&Order>) -> Option<f64> {
         let order = order?;
-        let value = order.value?;
-        let lines = order.lines.iter().filter_map(|line| Some(line.ordered? * line.unit_price?)).sum::<f64>();
-        // `max` would quietly prefer the other number to one that is not a number.
-        let worth = (value + lines).is_finite().then(|| value.max(lines))?;
-        self.money.convert(worth, order.currency.as_deref())
+        self.money.convert(order.worth()?, order.currency.as_deref())
     }
 
     fn value_band(&self, order: Option<&Order>) -> Option<&str> {

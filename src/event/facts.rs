@@ -256,9 +256,13 @@ impl Shipment {
     }
 }
 
+/// Models compute in `f32`, so a number that none holds could only become infinite or be dropped there.
 fn finite(field: &str, value: Option<f64>) -> Result<(), EventError> {
     match value {
         Some(number) if !number.is_finite() => Err(EventError::invalid(field, "must be a finite number")),
+        Some(number) if !(number as f32).is_finite() => {
+            Err(EventError::invalid(field, "must be a number between -3.4e38 and 3.4e38"))
+        }
         _ => Ok(()),
     }
 }

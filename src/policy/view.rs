@@ -114,7 +114,7 @@ impl<'a> CaseView<'a> {
     pub(super) fn new(vocabulary: &'a Vocabulary, input: &PolicyInput<'a>) -> Self {
         let mut view = Self::of_action(vocabulary, input.action, input.facts, input.risk);
         view.set(Dimension::Type, Value::known(input.classification.map(|classification| classification.r#type.as_str())));
-        view.set(Dimension::DeclaredType, Value::known(input.facts.declared_type.as_deref()));
+        view.set(Dimension::DeclaredType, Value::known(declared_type(input.facts)));
         view
     }
 
@@ -173,6 +173,12 @@ impl Vocabulary {
         let band_idx = self.upper_bounds.iter().take_while(|bound| value >= **bound).count();
         self.value_bands.get(band_idx).map(String::as_str)
     }
+}
+
+/// The type that the source system declares, without the spaces around it; a blank one declares nothing. Compare it without regard
+/// to case.
+pub(super) fn declared_type(facts: &Facts) -> Option<&str> {
+    facts.declared_type.as_deref().map(str::trim).filter(|declared| !declared.is_empty())
 }
 
 pub(super) fn band_code(band: Band) -> &'static str {

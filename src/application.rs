@@ -228,7 +228,8 @@ struct Rooms {
 fn load(config: &Config) -> Result<Rooms, ApplicationError> {
     let Bundle { models, encoder: files, golden, .. } = bundle::load(&config.bundle.path)?;
     let policy = policy(&config.policy, &models.taxonomy)?;
-    let tokenizer = text::spawn(Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?, &config.text)?;
+    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?;
+    let tokenizer = text::spawn(tokenizer, &config.text, config.event.max_narrative_chars)?;
     let prototype = match config.encoder.engine {
         Engine::Candle => CandleEncoder::load(&files.config, &files.weights).map_err(SpawnError::Encoder)?,
     };

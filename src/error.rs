@@ -133,6 +133,11 @@ impl From<BatchingError> for Error {
 impl From<TextError> for Error {
     fn from(error: TextError) -> Self {
         match error {
+            TextError::TooLong { max_chars } => Self::Event(EventError::invalid(
+                "narrative",
+                format!("at most {max_chars} characters are accepted, counted after compatibility characters are written out"),
+            )),
+            TextError::DeadlineExceeded => Self::DeadlineExceeded,
             TextError::InvalidTokenizer(_)
             | TextError::UnsupportedTokenizer { .. }
             | TextError::MaxTokensTooSmall { .. }

@@ -123,7 +123,9 @@ impl ErrorCode {
 impl From<BatchingError> for Error {
     fn from(error: BatchingError) -> Self {
         match error {
-            BatchingError::QueueFull { retry_after } => Self::Overloaded { retry_after },
+            BatchingError::QueueFull { retry_after } | BatchingError::QueueTooSlow { retry_after } => {
+                Self::Overloaded { retry_after }
+            }
             BatchingError::DeadlineExceeded => Self::DeadlineExceeded,
             BatchingError::WorkerGone | BatchingError::Encoder(_) => Self::Unavailable { reason: "the encoder gave no answer" },
         }

@@ -19,12 +19,13 @@ use crate::decision::{Assessed, Pipeline};
 use crate::encoder::{CandleEncoder, Encoder, EncoderError, Engine};
 use crate::error::Error;
 use crate::http::admission::Admission;
+use crate::http::budget::BodyBudget;
 use crate::http::config::ServerConfig;
 use crate::http::health::Readiness;
 use crate::http::metrics::Metrics;
 use crate::http::{self, AppState};
 use crate::policy::{CaseFailure, DEFAULT_POLICY, Policy, PolicyConfig, PolicyError};
-use crate::store::{Store, StoreError};
+use crate::store::{IN_MEMORY, Store, StoreError};
 use crate::taxonomy::Taxonomy;
 use crate::text::{self, TextError, Tokenizer};
 
@@ -107,7 +108,7 @@ impl Application {
         let pipeline = Arc::new(pipeline);
         check_golden(&pipeline, &golden).await?;
 
-        let ServerConfig { max_in_flight, readiness_interval, .. } = config.server;
+        let ServerConfig { max_in_flight, max_streams, max_buffered_bytes, readiness_interval, .. } = config.server;
         let readiness = Readiness::new(readiness_interval * READINESS_WINDOW_INTERVALS);
         readiness.confirmed();
         let identity = &pipeline.models.identity;
@@ -115,6 +116,7 @@ impl Application {
         let state = AppState {
             limits: config.event,
             admission: Admission::new(max_in_flight),
+            bodies: BodyBudget::new(max_buffered_bytes, max_streams),
             metrics: Metrics::new(identity),
             readiness,
             engine: engine_name(config.encoder.engine).into(),

@@ -224,6 +224,19 @@ pub struct Timings {
 }
 
 impl Timings {
+    /// The longest time in each room, for things done side by side.
+    #[must_use]
+    pub fn longest(self, other: Self) -> Self {
+        Self {
+            tokenize: self.tokenize.max(other.tokenize),
+            queue: self.queue.max(other.queue),
+            encode: self.encode.max(other.encode),
+            risk: self.risk.max(other.risk),
+            policy: self.policy.max(other.policy),
+            commit: self.commit.max(other.commit),
+        }
+    }
+
     /// Runs the risk model and notes how long it took.
     fn risk<T>(&mut self, score: impl FnOnce() -> T) -> T {
         let started = Instant::now();

@@ -77,7 +77,7 @@ pub fn router(state: AppState) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(docs::openapi))
         .route("/docs", get(docs::index))
-        .route("/docs/", get(docs::page))
+        .route("/docs/", get(docs::first_page))
         .route("/docs/{*path}", get(docs::page));
     enclosed(resources, enclosure).with_state(state)
 }

@@ -198,6 +198,18 @@ pub async fn verify(config: &Config) -> Result<Verified, ApplicationError> {
     Ok(Verified { identity: pipeline.models.identity.clone(), n_golden: golden.len() })
 }
 
+/// Whether the service would start with `config`: builds every room as [`Application::build`] does, but for the port and the store.
+/// A running service may hold those two, so of the store only its folder is looked at.
+///
+/// # Errors
+/// The first thing that would keep the service from starting.
+pub async fn check(config: &Config) -> Result<(), ApplicationError> {
+    Store::check(&config.store)?;
+    let mut config = config.clone();
+    config.store.path = IN_MEMORY.into();
+    verify(&config).await.map(|_| ())
+}
+
 /// How the case's answer differs from the one its author saw; `None` where it does not.
 async fn golden_difference(pipeline: &Pipeline, case: &GoldenCase, deadline: Option<Instant>) -> Result<Option<String>, Error> {
     let Assessed { classification, risk, .. } = pipeline.assess(&case.content, deadline).await?;

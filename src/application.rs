@@ -19,12 +19,13 @@ use crate::decision::{Assessed, Pipeline};
 use crate::encoder::{CandleEncoder, Encoder, EncoderError, Engine};
 use crate::error::Error;
 use crate::http::admission::Admission;
+use crate::http::budget::BodyBudget;
 use crate::http::config::ServerConfig;
 use crate::http::health::Readiness;
 use crate::http::metrics::Metrics;
 use crate::http::{self, AppState};
 use crate::policy::{CaseFailure, DEFAULT_POLICY, Policy, PolicyConfig, PolicyError};
-use crate::store::{Store, StoreError};
+use crate::store::{IN_MEMORY, Store, StoreError};
 use crate::taxonomy::Taxonomy;
 use crate::text::{self, TextError, Tokenizer};
 
@@ -109,7 +110,7 @@ impl Application {
         let pipeline = Arc::new(pipeline);
         check_golden(&pipeline, &golden).await?;
 
-        let ServerConfig { max_in_flight, readiness_interval, .. } = config.server;
+        let ServerConfig { max_in_flight, max_streams, max_buffered_bytes, readiness_interval, .. } = config.server;
         let readiness = Readiness::new(readiness_interval * READINESS_WINDOW_INTERVALS);
         readiness.confirmed();
         let identity = &pipeline.models.identity;
@@ -117,6 +118,7 @@ impl Application {
         let state = AppState {
             limits: config.event,
             admission: Admission::new(max_in_flight),
+            bodies: BodyBudget::new(max_buffered_bytes, max_streams),
             metrics: Metrics::new(identity),
             readiness,
             engine: engine_name(config.encoder.engine).into(),
@@ -198,6 +200,18 @@ pub async fn verify(config: &Config) -> Result<Verified, ApplicationError> {
     Ok(Verified { identity: pipeline.models.identity.clone(), n_golden: golden.len() })
 }
 
+/// Whether the service would start with `config`: builds every room as [`Application::build`] does, but for the port and the store.
+/// A running service may hold those two, so of the store only its folder is looked at.
+///
+/// # Errors
+/// The first thing that would keep the service from starting.
+pub async fn check(config: &Config) -> Result<(), ApplicationError> {
+    Store::check(&config.store)?;
+    let mut config = config.clone();
+    config.store.path = IN_MEMORY.into();
+    verify(&config).await.map(|_| ())
+}
+
 /// How the case's answer differs from the one its author saw; `None` where it does not.
 async fn golden_difference(pipeline: &Pipeline, case: &GoldenCase, deadline: Option<Instant>) -> Result<Option<String>, Error> {
     let Assessed { classification, risk, .. } = pipeline.assess(&case.content, deadline).await?;
@@ -230,7 +244,8 @@ struct Rooms {
 fn load(config: &Config) -> Result<Rooms, ApplicationError> {
     let Bundle { models, encoder: files, golden, .. } = bundle::load(&config.bundle.path)?;
     let policy = policy(&config.policy, &models.taxonomy)?;
-    let tokenizer = text::spawn(Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?, &config.text)?;
+    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?;
+    let tokenizer = text::spawn(tokenizer, &config.text, config.event.max_narrative_chars)?;
     let prototype = match config.encoder.engine {
         Engine::Candle => CandleEncoder::load_adapted(&files.config, &files.weights, files.adapter.as_deref()),
     };

@@ -9,18 +9,20 @@ use figment::Figment;
 use figment::providers::{Env, Format as _, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::batching::BatchingConfig;
+use crate::batching::{BatchingConfig, SpawnError};
 use crate::bundle::BundleConfig;
 use crate::encoder::EncoderConfig;
-use crate::event::EventLimits;
+use crate::event::{EventLimits, MAX_ENTRIES};
 use crate::http::config::{RawServerConfig, ServerConfig, ServerConfigError};
 use crate::policy::PolicyConfig;
-use crate::store::StoreConfig;
+use crate::store::{StoreConfig, StoreError};
 use crate::telemetry::{LogConfig, TelemetryError};
-use crate::text::TextConfig;
+use crate::text::{TextConfig, TextError};
 
 /// The defaults, key by key.
 pub const DEFAULT: &str = include_str!("../config/default.toml");
+/// A tokenizer thread is busy for about a second with a text of this length.
+const MAX_NARRATIVE_CHARS: usize = 1_000_000;
 const ENV_PREFIX: &str = "SLUICE__";
 
 /// The configuration as it is written.
@@ -60,8 +62,14 @@ pub enum ConfigError {
     Read(#[source] Box<figment::Error>),
     #[error(transparent)]
     Server(#[from] ServerConfigError),
-    #[error("`event.{key}` must be at least 1")]
-    EventLimit { key: &'static str },
+    #[error("`event.{key}` must lie between 1 and {max}")]
+    EventLimit { key: &'static str, max: usize },
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(transparent)]
+    Batching(#[from] SpawnError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(
         "`batching.queue_capacity` is {queue_capacity}; it must exceed `server.max_in_flight` ({max_in_flight}), \
          so that an admitted event is never refused by the encoder's queue"
@@ -85,18 +93,23 @@ impl RawConfig {
         Self::extract(Self::layers(None)).expect("the embedded defaults are complete and of the right types")
     }
 
+    /// What can be told from the values alone; whether the files they name are there and fit shows when the rooms are built.
+    ///
     /// # Errors
     /// The first value that could not work.
     pub fn check(self) -> Result<Config, ConfigError> {
         let limits = [
-            ("max_narrative_chars", self.event.max_narrative_chars),
-            ("max_lines", self.event.max_lines),
-            ("max_attributes", self.event.max_attributes),
+            ("max_narrative_chars", self.event.max_narrative_chars, MAX_NARRATIVE_CHARS),
+            ("max_lines", self.event.max_lines, MAX_ENTRIES),
+            ("max_attributes", self.event.max_attributes, MAX_ENTRIES),
         ];
-        if let Some((key, _)) = limits.into_iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::EventLimit { key });
+        if let Some((key, _, max)) = limits.into_iter().find(|(_, value, max)| !(1..=*max).contains(value)) {
+            return Err(ConfigError::EventLimit { key, max });
         }
         let server = self.server.check()?;
+        self.text.check()?;
+        self.batching.check()?;
+        self.store.check()?;
         // One more than the callers' events, for the readiness probe.
         if self.batching.queue_capacity <= server.max_in_flight {
             let (queue_capacity, max_in_flight) = (self.batching.queue_capacity, server.max_in_flight);
@@ -175,7 +188,13 @@ mod tests {
         check("[server]\nmax_in_flight = 10", "server.max_batch_items");
         check("[server]\nmax_in_flight = 1000000", "batching.queue_capacity");
         check("[server]\nrequest_timeout_ms = 0", "server.request_timeout_ms");
+        check("[server]\nmax_buffered_bytes = 8388608", "server.max_body_bytes");
+        check("[server]\nmax_streams = 0", "server.max_streams");
         check("[event]\nmax_lines = 0", "event.max_lines");
+        check("[event]\nmax_lines = 10001", "event.max_lines");
+        check("[text]\nworkers = 0", "text.workers");
+        check("[batching]\nmax_batch_tokens = 0", "batching.max_batch_tokens");
+        check("[store]\nmax_readers = 0", "store.max_readers");
         check("[log]\nlevel = \"a=b=c\"", "log.level");
     }
 

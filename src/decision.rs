@@ -21,7 +21,11 @@ use crate::recommend::{Precedent, RecommendInput, Recommendation};
 use crate::risk::Risk;
 use crate::store::{NewDecision, Store, StoreError};
 use crate::taxonomy::MANUAL_REVIEW;
-use crate::text;
+use crate::text::{self, NormalizedText, ReadText, TokenCount};
+
+/// Bytes of a text up to which its lexical features cost well under half a millisecond; the features of a longer one are computed on
+/// a blocking thread.
+const LONG_TEXT_BYTES: usize = 1_024;
 
 /// The rooms an exception passes through. Cheap to share behind an `Arc`; every method takes `&self`.
 #[derive(Debug)]
@@ -36,11 +40,12 @@ pub struct Pipeline {
 impl Pipeline {
     /// Decides one event and records the decision before answering. The same event again gives the same decision.
     ///
-    /// Only overload and a passed deadline refuse the event; any other failure is answered with a disposition for a person and
-    /// the reason, because an exception that nobody sees is worse than one decided by hand.
+    /// Only overload, a passed deadline and a text that unfolds past every bound refuse the event; any other failure is answered with a
+    /// disposition for a person and the reason, because an exception that nobody sees is worse than one decided by hand.
     ///
     /// # Errors
-    /// [`Error::Conflict`] where the key was decided with another body, [`Error::Overloaded`], [`Error::DeadlineExceeded`].
+    /// [`Error::Conflict`] where the key was decided with another body, [`Error::Overloaded`], [`Error::DeadlineExceeded`],
+    /// [`Error::Event`] for the narrative.
     pub async fn decide(&self, event: Event, deadline: Option<Instant>) -> Result<Decided, Error> {
         let input_hash = event.input_hash();
         let store_reason = match self.store.find(&event.key, &input_hash).await {
@@ -53,7 +58,7 @@ impl Pipeline {
         let facts = &event.content.facts;
         let (classification, mut timings) = match self.classify(&event.content, deadline).await {
             Ok(classified) => (Some(classified.classification), classified.timings),
-            Err(refusal @ (Error::Overloaded { .. } | Error::DeadlineExceeded)) => return Err(refusal),
+            Err(refusal @ (Error::Overloaded { .. } | Error::DeadlineExceeded | Error::Event(_))) => return Err(refusal),
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the classifier gave no answer; a person decides");
                 (None, Timings::default())
@@ -117,16 +122,25 @@ impl Pipeline {
     /// Names what blocks the order, from the narrative alone.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] where the encoder queue is full, [`Error::DeadlineExceeded`], [`Error::Unavailable`].
+    /// [`Error::Overloaded`] where the encoder has no room or no time for it, [`Error::DeadlineExceeded`], [`Error::Unavailable`],
+    /// [`Error::Event`] where the narrative has too many characters after normalising.
     pub async fn classify(&self, content: &Content, deadline: Option<Instant>) -> Result<Classified, Error> {
-        let text = text::normalize(&content.narrative);
         let started = Instant::now();
-        let tokens = self.tokenizer.tokenize(text.clone()).await?;
+        let ReadText { text, tokens } = self.tokenizer.tokenize(content.narrative.clone(), deadline).await?;
         let tokenize = started.elapsed();
         let encoded = self.encoder.encode(tokens.input_ids, deadline).await?;
-        let classification = self.models.classifier.classify(&text, tokens.count, &encoded.embedding);
+        let classification = self.score(text, tokens.count, encoded.embedding).await?;
         let timings = Timings { tokenize, queue: encoded.queue, encode: encoded.encode, ..Timings::default() };
         Ok(Classified { classification, timings })
+    }
+
+    async fn score(&self, text: NormalizedText, tokens: TokenCount, embedding: Vec<f32>) -> Result<Classification, Error> {
+        if text.as_str().len() <= LONG_TEXT_BYTES {
+            return Ok(self.models.classifier.classify(&text, tokens, &embedding));
+        }
+        let models = Arc::clone(&self.models);
+        let scored = tokio::task::spawn_blocking(move || models.classifier.classify(&text, tokens, &embedding)).await;
+        scored.map_err(|_| Error::Internal { invariant: "the classifier does not panic" })
     }
 
     /// What the exception is and what is at stake, undecided and unrecorded.
@@ -210,6 +224,19 @@ pub struct Timings {
 }
 
 impl Timings {
+    /// The longest time in each room, for things done side by side.
+    #[must_use]
+    pub fn longest(self, other: Self) -> Self {
+        Self {
+            tokenize: self.tokenize.max(other.tokenize),
+            queue: self.queue.max(other.queue),
+            encode: self.encode.max(other.encode),
+            risk: self.risk.max(other.risk),
+            policy: self.policy.max(other.policy),
+            commit: self.commit.max(other.commit),
+        }
+    }
+
     /// Runs the risk model and notes how long it took.
     fn risk<T>(&mut self, score: impl FnOnce() -> T) -> T {
         let started = Instant::now();

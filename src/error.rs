@@ -123,7 +123,9 @@ impl ErrorCode {
 impl From<BatchingError> for Error {
     fn from(error: BatchingError) -> Self {
         match error {
-            BatchingError::QueueFull { retry_after } => Self::Overloaded { retry_after },
+            BatchingError::QueueFull { retry_after } | BatchingError::QueueTooSlow { retry_after } => {
+                Self::Overloaded { retry_after }
+            }
             BatchingError::DeadlineExceeded => Self::DeadlineExceeded,
             BatchingError::WorkerGone | BatchingError::Encoder(_) => Self::Unavailable { reason: "the encoder gave no answer" },
         }
@@ -133,6 +135,11 @@ impl From<BatchingError> for Error {
 impl From<TextError> for Error {
     fn from(error: TextError) -> Self {
         match error {
+            TextError::TooLong { max_chars } => Self::Event(EventError::invalid(
+                "narrative",
+                format!("at most {max_chars} characters are accepted, counted after compatibility characters are written out"),
+            )),
+            TextError::DeadlineExceeded => Self::DeadlineExceeded,
             TextError::InvalidTokenizer(_)
             | TextError::UnsupportedTokenizer { .. }
             | TextError::MaxTokensTooSmall { .. }

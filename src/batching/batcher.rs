@@ -20,6 +20,8 @@ const INITIAL_RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AFTER_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Weight of the newest batch in the running average of the time a token takes: about the last ten batches count.
 const NEWEST_WEIGHT: f64 = 0.2;
+/// Share of the time to its deadline that a text may wait. The rest is for its own batch, and for a rate that wanders.
+const MAX_WAIT_SHARE: f64 = 0.8;
 
 /// Loads one engine instance for each of `encoder.workers` and starts its thread.
 ///
@@ -32,11 +34,7 @@ pub fn spawn<F>(load: F, encoder: &EncoderConfig, batching: &BatchingConfig) -> 
 where
     F: Fn() -> Result<Box<dyn Encoder>, EncoderError> + Send + Sync + 'static,
 {
-    for (field, value) in [("max_batch_tokens", batching.max_batch_tokens), ("queue_capacity", batching.queue_capacity)] {
-        if value == 0 {
-            return Err(SpawnError::InvalidConfig { field });
-        }
-    }
+    batching.check()?;
     let n_workers = encoder.n_workers();
     let engines: Vec<_> = (0..n_workers).map(|_| load()).collect::<Result<_, _>>().map_err(SpawnError::Encoder)?;
     if let Some(engine) = engines.iter().find(|engine| engine.max_sequence_tokens() < encoder.max_tokens) {
@@ -49,7 +47,7 @@ where
         is_closed: false,
         n_in_flight: 0,
         n_live_workers: 0,
-        seconds_per_token: None,
+        rate: Rate::default(),
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), ended: Condvar::new() });
     let handle = Handle { owner: Arc::new(Owner(Arc::clone(&shared))), shared };
@@ -77,7 +75,8 @@ impl Handle {
     /// enabled.
     ///
     /// # Errors
-    /// [`BatchingError::QueueFull`] at once where the queue has no room, with an estimate of when half of it will have gone;
+    /// [`BatchingError::QueueFull`] at once where the queue has no room, [`BatchingError::QueueTooSlow`] where at the recent rate what
+    /// waits before it leaves too little time, both with an estimate of when half of the queue will have gone;
     /// [`BatchingError::DeadlineExceeded`] no later than the deadline; [`BatchingError::Encoder`] where this very text cannot be
     /// encoded; [`BatchingError::WorkerGone`] after [`Handle::drain`].
     pub async fn encode(&self, input_ids: Vec<u32>, deadline: Option<Instant>) -> Result<Encoded, BatchingError> {
@@ -101,6 +100,11 @@ impl Handle {
     /// Tokens of the texts that wait.
     pub fn waiting_tokens(&self) -> usize {
         self.shared.lock().queue.n_tokens()
+    }
+
+    /// When a caller who is refused now should come again.
+    pub fn retry_after(&self) -> Duration {
+        self.shared.lock().retry_after()
     }
 
     /// Texts being encoded at this moment.
@@ -157,8 +161,27 @@ struct State {
     is_closed: bool,
     n_in_flight: usize,
     n_live_workers: usize,
-    /// Running average over all workers; `None` before the first batch.
-    seconds_per_token: Option<f64>,
+    rate: Rate,
+}
+
+/// How long a token takes, over the recent batches of all workers. A batch counts by its tokens: single short texts cost more a
+/// token, and a full queue is not made of them.
+#[derive(Debug, Default)]
+struct Rate {
+    seconds: f64,
+    tokens: f64,
+}
+
+impl Rate {
+    fn note_batch(&mut self, n_tokens: usize, elapsed: Duration) {
+        self.seconds = (1.0 - NEWEST_WEIGHT) * self.seconds + elapsed.as_secs_f64();
+        self.tokens = (1.0 - NEWEST_WEIGHT) * self.tokens + n_tokens as f64;
+    }
+
+    /// `None` before the first batch.
+    fn seconds_per_token(&self) -> Option<f64> {
+        (self.tokens > 0.0).then(|| self.seconds / self.tokens)
+    }
 }
 
 #[derive(Debug)]
@@ -187,8 +210,11 @@ impl Shared {
         if state.is_closed {
             return Err(BatchingError::WorkerGone);
         }
-        if state.queue.is_full() {
+        if state.queue.is_full() || state.comes_too_late(&entry) {
             expire(state.queue.sweep(now, Waiting::is_abandoned));
+        }
+        if state.comes_too_late(&entry) {
+            return Err(BatchingError::QueueTooSlow { retry_after: state.retry_after() });
         }
         if state.queue.push(entry).is_err() {
             return Err(BatchingError::QueueFull { retry_after: state.retry_after() });
@@ -227,18 +253,26 @@ impl Shared {
 }
 
 impl State {
-    fn note_batch(&mut self, n_tokens: usize, elapsed: Duration) {
-        let newest = elapsed.as_secs_f64() / n_tokens.max(1) as f64;
-        let average = self.seconds_per_token.map_or(newest, |average| average + NEWEST_WEIGHT * (newest - average));
-        self.seconds_per_token = Some(average);
+    /// How long the workers take for so many tokens; `None` before the first batch.
+    fn wait_behind(&self, n_tokens: usize) -> Option<Duration> {
+        let seconds = n_tokens as f64 * self.rate.seconds_per_token()? / self.n_live_workers.max(1) as f64;
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    /// Whether what stands before the entry takes so long that its deadline would pass meanwhile. To wait for that would only make
+    /// the others late too.
+    fn comes_too_late(&self, entry: &Entry<Waiting>) -> bool {
+        let Some(deadline) = entry.deadline else { return false };
+        let patience = deadline.saturating_duration_since(entry.arrived_at).mul_f64(MAX_WAIT_SHARE);
+        let exceeds = |n_tokens| self.wait_behind(n_tokens).is_some_and(|wait| wait > patience);
+        exceeds(self.queue.n_tokens()) && exceeds(self.queue.n_tokens_before(entry))
     }
 
     /// When half of what waits now will have been encoded: room for the caller then, and workers that still have work.
     fn retry_after(&self) -> Duration {
-        let Some(seconds_per_token) = self.seconds_per_token else { return INITIAL_RETRY_AFTER };
-        let seconds = 0.5 * self.queue.n_tokens() as f64 * seconds_per_token / self.n_live_workers.max(1) as f64;
+        let Some(wait) = self.wait_behind(self.queue.n_tokens()) else { return INITIAL_RETRY_AFTER };
         let (shortest, longest) = RETRY_AFTER_BOUNDS;
-        Duration::try_from_secs_f64(seconds).map_or(longest, |estimate| estimate.clamp(shortest, longest))
+        (wait / 2).clamp(shortest, longest)
     }
 }
 
@@ -278,7 +312,7 @@ impl<F: Fn() -> Result<Box<dyn Encoder>, EncoderError>> Worker<F> {
         let elapsed = started.elapsed();
         match outcome {
             Ok(embeddings) => {
-                self.shared.lock().note_batch(entries.iter().map(|entry| entry.n_tokens).sum(), elapsed);
+                self.shared.lock().rate.note_batch(entries.iter().map(|entry| entry.n_tokens).sum(), elapsed);
                 for (entry, embedding) in entries.into_iter().zip(embeddings) {
                     let queue = started.saturating_duration_since(entry.arrived_at);
                     entry.payload.answer(Ok(Encoded { embedding, queue, encode: elapsed }));

@@ -1,8 +1,8 @@
 //! Dynamic batching: a bounded queue as plain data, and the thin threads around it.
 //!
 //! [`spawn`] starts one thread for each engine instance. A thread that becomes idle takes at once what is most urgent and fits
-//! its token budget: no timer delays a batch in the hope of company. Full is an answer, a passed deadline is an answer, and an
-//! engine that fails or panics is an answer to exactly the texts it failed on. [`encode_all`] is the synchronous way for bulk
+//! its token budget: no timer delays a batch in the hope of company. Full is an answer, a deadline that passed or cannot be kept is an
+//! answer, and an //! engine that fails or panics is an answer to exactly the texts it failed on. [`encode_all`] is the synchronous way for bulk
 //! work. It refuses to know tensors. Next: `queue`, who goes next; `batcher`, the threads.
 
 mod batcher;
@@ -28,6 +28,19 @@ pub struct BatchingConfig {
     pub queue_capacity: usize,
 }
 
+impl BatchingConfig {
+    /// # Errors
+    /// [`SpawnError::InvalidConfig`] for a zero.
+    pub fn check(&self) -> Result<(), SpawnError> {
+        for (field, value) in [("max_batch_tokens", self.max_batch_tokens), ("queue_capacity", self.queue_capacity)] {
+            if value == 0 {
+                return Err(SpawnError::InvalidConfig { field });
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for BatchingConfig {
     fn default() -> Self {
         Self { max_batch_tokens: 256, queue_capacity: 1_024 }
@@ -39,6 +52,8 @@ impl Default for BatchingConfig {
 pub enum BatchingError {
     #[error("the encoder queue is full")]
     QueueFull { retry_after: Duration },
+    #[error("the texts that wait before this one take longer than its deadline allows")]
+    QueueTooSlow { retry_after: Duration },
     #[error("the deadline passed in the encoder queue")]
     DeadlineExceeded,
     #[error("the encoder worker has ended")]

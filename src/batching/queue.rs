@@ -22,6 +22,12 @@ pub struct Entry<T> {
 }
 
 impl<T> Entry<T> {
+    /// By when its turn comes at the latest, in a healthy queue.
+    fn due(&self) -> Instant {
+        let patience_ends = self.arrived_at + MAX_PATIENCE;
+        self.deadline.map_or(patience_ends, |deadline| deadline.min(patience_ends))
+    }
+
     fn has_expired(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
@@ -72,6 +78,11 @@ impl<T> Queue<T> {
         self.n_tokens
     }
 
+    /// Tokens that would leave before `entry`, were it pushed now. Linear in the number of entries.
+    pub fn n_tokens_before(&self, entry: &Entry<T>) -> usize {
+        self.entries.range(..(entry.due(), self.n_pushed)).map(|(_, earlier)| earlier.n_tokens).sum()
+    }
+
     /// Appends an entry.
     ///
     /// # Errors
@@ -80,10 +91,8 @@ impl<T> Queue<T> {
         if self.is_full() {
             return Err(entry);
         }
-        let patience_ends = entry.arrived_at + MAX_PATIENCE;
-        let due = entry.deadline.map_or(patience_ends, |deadline| deadline.min(patience_ends));
         self.n_tokens += entry.n_tokens;
-        self.entries.insert((due, self.n_pushed), entry);
+        self.entries.insert((entry.due(), self.n_pushed), entry);
         self.n_pushed += 1;
         Ok(())
     }
@@ -217,6 +226,14 @@ mod tests {
         let batch = queue.next_batch(at(6), gone);
         assert_eq!((payloads(&batch.entries), payloads(&batch.expired), batch.n_tokens), (vec![1], vec![0, 2], 10));
         assert!(queue.is_empty() && queue.n_tokens() == 0);
+    }
+
+    #[test]
+    fn what_leaves_before_an_entry_is_what_is_due_before_it() {
+        let queue = queue(100, &[entry(0, 10, 0, Some(100)), entry(1, 20, 0, Some(300)), entry(2, 40, 0, None)]);
+        for (deadline_ms, expected) in [(Some(50), 0), (Some(100), 10), (Some(299), 10), (Some(300), 30), (None, 70)] {
+            assert_eq!(queue.n_tokens_before(&entry(3, 1, 1, deadline_ms)), expected, "{deadline_ms:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use sluice::application;
 use sluice::config::Config;
-use sluice::decision::{Assessed, Pipeline};
+use sluice::decision::Pipeline;
 use sluice::error::Error;
 use sluice::event::EventLimits;
 use sluice::http::ClassifyAnswer;
@@ -98,10 +98,10 @@ async fn answer(pipeline: &Pipeline, limits: &EventLimits, row: Row, task: Task)
             let event_id = event.id.clone();
             match event.into_content(limits) {
                 Err(error) => Err(error.into()),
-                Ok(content) => pipeline.assess(&content, None).await.map(|Assessed { classification, risk, .. }| {
-                    let bundle = pipeline.models.identity.clone();
-                    json(&ClassifyAnswer { event_id, classification, risk, bundle })
-                }),
+                Ok(content) => pipeline
+                    .assess(&content, None)
+                    .await
+                    .map(|assessed| json(&ClassifyAnswer::new(event_id, assessed, pipeline.models.identity.clone()))),
             }
         }
         (Ok(event), Task::Recommend) => match event.into_event(limits) {

@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use sluice::application::Application;
+use sluice::application::{self, Application};
 use sluice::config::{Config, RawConfig};
 use sluice::telemetry;
 
@@ -81,7 +81,7 @@ enum AuditCommand {
 enum ConfigCommand {
     /// Print the configuration that would be used
     Print,
-    /// Say whether the configuration would be accepted
+    /// Say whether the service would start with the configuration; the port and a running service's store are left alone
     Check,
 }
 
@@ -126,7 +126,8 @@ impl Cli {
             Command::Bundle(BundleCommand::List) => inspect::list_bundles(&config),
             Command::Audit(AuditCommand::Verify { expect_head }) => inspect::verify_audit(&config, expect_head.as_deref()).await,
             Command::Config(_) => {
-                print("the configuration is accepted")?;
+                application::check(&config).await?;
+                print("the configuration is accepted: the service would start with it")?;
                 Ok(Outcome::Success)
             }
             Command::Policy(PolicyCommand::Check { file }) => inspect::check_policy(&config, file),

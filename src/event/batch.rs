@@ -1,4 +1,4 @@
-//! The envelope of a batch, `{"events": [ … ]}`, cut into the bytes of its items.
+//! The envelope of a batch, `{"events": [ … ]}` or a bare array, cut into the bytes of its items.
 //!
 //! An ordinary parser refuses the whole batch for one bare `NaN` (which Python writes) or one bad escape, and one bad item must
 //! never fail its neighbours. So this walks brackets and strings only and leaves every item to [`super::EventWire::from_json`].
@@ -11,12 +11,13 @@ use serde::de::IgnoredAny;
 
 use super::{EventError, json};
 
-/// The bytes of each item of a batch, in order, without the white space around them. Linear in time; the stack of open brackets
-/// lies on the heap, so depth costs memory below the size of the body and nothing else.
+/// The bytes of each item of `{"events": [ … ]}`, in order, without the white space around them. Linear in time; the stack of open
+/// brackets lies on the heap, so depth costs memory below the size of the body and nothing else. The first item past `max_items` ends
+/// it, whatever follows.
 ///
 /// # Errors
 /// `malformed` where the envelope itself is not JSON or an item has no certain end; otherwise the field of the envelope at fault.
-pub fn split_events(bytes: &[u8]) -> Result<Vec<&[u8]>, EventError> {
+pub fn split_events(bytes: &[u8], max_items: usize) -> Result<Vec<&[u8]>, EventError> {
     let mut scanner = Scanner { bytes, at: 0 };
     if scanner.peek() != Some(b'{') {
         return Err(match serde_json::from_slice::<IgnoredAny>(bytes) {
@@ -38,7 +39,7 @@ pub fn split_events(bytes: &[u8]) -> Result<Vec<&[u8]>, EventError> {
             if events.is_some() {
                 return Err(EventError::invalid("events", "appears twice"));
             }
-            events = Some(scanner.items()?);
+            events = Some(scanner.items("events", max_items)?);
             match scanner.next() {
                 Some(b',') => {}
                 Some(b'}') => break,
@@ -46,10 +47,25 @@ pub fn split_events(bytes: &[u8]) -> Result<Vec<&[u8]>, EventError> {
             }
         }
     }
-    if scanner.peek().is_some() {
-        return Err(scanner.malformed());
-    }
+    scanner.end()?;
     events.ok_or_else(|| EventError::invalid("events", "is required"))
+}
+
+/// As [`split_events`], for a batch that is a bare array.
+///
+/// # Errors
+/// As [`split_events`].
+pub fn split_array(bytes: &[u8], max_items: usize) -> Result<Vec<&[u8]>, EventError> {
+    let mut scanner = Scanner { bytes, at: 0 };
+    if scanner.peek() != Some(b'[') {
+        return Err(match serde_json::from_slice::<IgnoredAny>(bytes) {
+            Ok(_) => EventError::invalid("", "must be an array"),
+            Err(_) => scanner.malformed(),
+        });
+    }
+    let items = scanner.items("", max_items)?;
+    scanner.end()?;
+    Ok(items)
 }
 
 /// Reads from left to right and never back.
@@ -87,9 +103,14 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn items(&mut self) -> Result<Vec<&'a [u8]>, EventError> {
+    /// Nothing but white space may follow.
+    fn end(&mut self) -> Result<(), EventError> {
+        if self.peek().is_some() { Err(self.malformed()) } else { Ok(()) }
+    }
+
+    fn items(&mut self, field: &str, max_items: usize) -> Result<Vec<&'a [u8]>, EventError> {
         if self.next() != Some(b'[') {
-            return Err(EventError::invalid("events", "must be an array"));
+            return Err(EventError::invalid(field, "must be an array"));
         }
         let mut items = Vec::new();
         if self.peek() == Some(b']') {
@@ -100,6 +121,9 @@ impl<'a> Scanner<'a> {
             let item = self.item()?;
             if item.is_empty() {
                 return Err(self.malformed());
+            }
+            if items.len() == max_items {
+                return Err(EventError::invalid(field, format!("at most {max_items} events are accepted in one batch")));
             }
             items.push(item);
             // `item` stops before one of the two.

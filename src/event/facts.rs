@@ -185,6 +185,15 @@ impl Facts {
 }
 
 impl Order {
+    /// What the order is worth in its currency: the stated value, or what its lines add up to where that is more, because a value
+    /// typed too low must not slip under a limit. `None` where no value is stated or no finite number holds the sum.
+    pub fn worth(&self) -> Option<f64> {
+        let value = self.value?;
+        let lines = self.lines.iter().filter_map(|line| Some(line.ordered? * line.unit_price?)).sum::<f64>();
+        // `max` would quietly prefer the other number to one that is not a number.
+        (value + lines).is_finite().then(|| value.max(lines))
+    }
+
     fn validate(&self, limits: &EventLimits) -> Result<(), EventError> {
         short_text("order.id", self.id.as_deref())?;
         not_negative("order.value", self.value)?;
@@ -247,9 +256,13 @@ impl Shipment {
     }
 }
 
+/// Models compute in `f32`, so a number that none holds could only become infinite or be dropped there.
 fn finite(field: &str, value: Option<f64>) -> Result<(), EventError> {
     match value {
         Some(number) if !number.is_finite() => Err(EventError::invalid(field, "must be a finite number")),
+        Some(number) if !(number as f32).is_finite() => {
+            Err(EventError::invalid(field, "must be a number between -3.4e38 and 3.4e38"))
+        }
         _ => Ok(()),
     }
 }

@@ -1,20 +1,24 @@
 //! JSON from outside: what serde accepts too gladly is refused here, and what serde says is turned into the path of the field at
 //! fault and a message for its author.
 //!
-//! serde reads an array where a struct is meant, keeps the last of two equal keys in a map, and repeats the caller's value in its
-//! messages. None of that leaves this file.
+//! serde reads an array where a struct is meant, keeps the last of two equal keys in a map, builds lists of any length, and repeats
+//! the caller's value in its messages. None of that leaves this file.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::error::Category;
 use serde_path_to_error::Segment;
 
 use super::{Attribute, EventError};
+
+/// Most entries that any list or map of an event is read with. Limits on an event are checked once it is read, and `{}` three
+/// million times would be a gigabyte by then.
+pub const MAX_ENTRIES: usize = 10_000;
 
 /// Reads one object and nothing after it.
 ///
@@ -37,8 +41,7 @@ pub(super) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserialize
 
 /// For a field that holds a list of objects; `null` is an empty one.
 pub(super) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    let objects = Option::<Vec<Object<T>>>::deserialize(deserializer)?.unwrap_or_default();
-    Ok(objects.into_iter().map(|object| object.0).collect())
+    Ok(Option::<Objects<T>>::deserialize(deserializer)?.map_or_else(Vec::new, |objects| objects.0))
 }
 
 /// For a field that holds names and values, each name once; `null` is none.
@@ -74,6 +77,35 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 }
 
+struct Objects<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Objects<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ObjectsVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ObjectsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectsVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a sequence")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+        let mut objects = Vec::new();
+        while let Some(Object(object)) = elements.next_element()? {
+            if objects.len() == MAX_ENTRIES {
+                return Err(A::Error::custom(TOO_MANY_ENTRIES));
+            }
+            objects.push(object);
+        }
+        Ok(objects)
+    }
+}
+
 #[derive(Default)]
 struct UniqueKeys(BTreeMap<String, Attribute>);
 
@@ -91,6 +123,9 @@ impl<'de> Deserialize<'de> for UniqueKeys {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueKeys, A::Error> {
                 let mut attributes = BTreeMap::new();
                 while let Some(name) = map.next_key_seed(NewKey(&attributes))? {
+                    if attributes.len() == MAX_ENTRIES {
+                        return Err(A::Error::custom(TOO_MANY_ENTRIES));
+                    }
                     let value = map.next_value()?;
                     attributes.insert(name, value);
                 }
@@ -118,6 +153,7 @@ impl<'de> DeserializeSeed<'de> for NewKey<'_> {
 }
 
 const DUPLICATE_KEY: &str = "duplicate key";
+const TOO_MANY_ENTRIES: &str = "too many entries";
 
 impl<'de> Deserialize<'de> for Attribute {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -185,6 +221,9 @@ fn data_error(path: String, said: &str) -> EventError {
     }
     if said == DUPLICATE_KEY {
         return EventError::invalid(path, "appears twice");
+    }
+    if said == TOO_MANY_ENTRIES {
+        return EventError::invalid(path, format!("at most {MAX_ENTRIES} entries are accepted"));
     }
     let expected = said.rsplit_once(", expected ").map(|(_, expected)| expected);
     if said.starts_with("unknown field ") {

@@ -12,8 +12,9 @@ mod facts;
 mod json;
 mod wire;
 
-pub use batch::split_events;
+pub use batch::{split_array, split_events};
 pub use facts::{Attribute, Customer, Facts, Order, OrderLine, Shipment, Substitute};
+pub use json::MAX_ENTRIES;
 pub use wire::EventWire;
 
 use std::fmt;
@@ -57,11 +58,11 @@ impl Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventLimits {
-    /// Longest accepted narrative, in characters. Longer ones are refused, never cut.
+    /// Longest accepted narrative, in characters, as it is sent and after normalising. Longer ones are refused, never cut.
     pub max_narrative_chars: usize,
-    /// Most order lines in one event.
+    /// Most order lines in one event, at most [`MAX_ENTRIES`].
     pub max_lines: usize,
-    /// Most entries in `attributes`.
+    /// Most entries in `attributes`, at most [`MAX_ENTRIES`].
     pub max_attributes: usize,
 }
 

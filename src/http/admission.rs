@@ -1,18 +1,15 @@
 //! Admission: how many events may be in work at once.
 //!
 //! One semaphore counts events, not requests, so a batch cannot slip past the limit. Full is an answer (429), never a wait: the
-//! encoder's queue behind it is larger, so an admitted event is never refused there. Streams alone wait, because reading no
+//! encoder's queue behind it is larger, so an admitted event always finds a place there. Whether it is also reached in time the
+//! queue itself says, which knows what waits and how fast it goes. Streams alone wait, because reading no
 //! further is their way of saying "later"; they share half of the house, so the other half stays for callers who do not wait.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::Error;
-
-/// What a refused caller is told to wait. A full house of short texts is worked off in seconds, its first places are free sooner.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+use super::budget::HeldBytes;
 
 /// Held while its events are in work; dropped with the task that works on them.
 #[derive(Debug)]
@@ -20,6 +17,8 @@ pub struct Permit {
     events: OwnedSemaphorePermit,
     /// Held beside `events` by the line of a stream, for its drop.
     _stream: Option<OwnedSemaphorePermit>,
+    /// The bytes that the events were read from, shared by those of one body.
+    body: Arc<HeldBytes>,
 }
 
 /// The count of events in work.
@@ -38,21 +37,17 @@ impl Admission {
         Self { events: Arc::new(Semaphore::new(capacity)), stream_events: Arc::new(Semaphore::new(stream_capacity)), capacity }
     }
 
-    /// Admits `n_events` together, or none of them.
-    ///
-    /// # Errors
-    /// [`Error::Overloaded`] at once where there is no room.
-    pub fn try_admit(&self, n_events: usize) -> Result<Permit, Error> {
-        let overloaded = Error::Overloaded { retry_after: RETRY_AFTER };
-        let Ok(n_permits) = u32::try_from(n_events) else { return Err(overloaded) };
-        let events = Arc::clone(&self.events).try_acquire_many_owned(n_permits).map_err(|_| overloaded)?;
-        Ok(Permit { events, _stream: None })
+    /// Admits the `n_events` of one body together, or none of them: `None` at once where there is no room.
+    pub(super) fn try_admit(&self, n_events: usize, body: HeldBytes) -> Option<Permit> {
+        let n_permits = u32::try_from(n_events).ok()?;
+        let events = Arc::clone(&self.events).try_acquire_many_owned(n_permits).ok()?;
+        Some(Permit { events, _stream: None, body: Arc::new(body) })
     }
 
     /// Waits until one event of a stream may be worked on.
-    pub async fn admit_streamed(&self) -> Permit {
+    pub(super) async fn admit_streamed(&self, line: Arc<HeldBytes>) -> Permit {
         let stream = acquire(&self.stream_events).await;
-        Permit { events: acquire(&self.events).await, _stream: Some(stream) }
+        Permit { events: acquire(&self.events).await, _stream: Some(stream), body: line }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -63,7 +58,7 @@ impl Admission {
 impl Permit {
     /// Takes one event out of a permit for several; `None` where none is left.
     pub fn split_one(&mut self) -> Option<Self> {
-        Some(Self { events: self.events.split(1)?, _stream: None })
+        Some(Self { events: self.events.split(1)?, _stream: None, body: Arc::clone(&self.body) })
     }
 }
 
@@ -73,33 +68,43 @@ async fn acquire(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn try_admit(admission: &Admission, n_events: usize) -> Option<Permit> {
+        admission.try_admit(n_events, HeldBytes::default())
+    }
+
+    async fn admit_streamed(admission: &Admission) -> Permit {
+        admission.admit_streamed(Arc::default()).await
+    }
 
     #[test]
     fn a_batch_counts_as_many_as_it_holds() {
         let admission = Admission::new(4);
-        let batch = admission.try_admit(3).unwrap();
-        assert!(matches!(admission.try_admit(2), Err(Error::Overloaded { .. })));
-        let one = admission.try_admit(1).unwrap();
+        let batch = try_admit(&admission, 3).unwrap();
+        assert!(try_admit(&admission, 2).is_none());
+        let one = try_admit(&admission, 1).unwrap();
         assert_eq!(admission.in_flight(), 4);
         drop((batch, one));
         assert_eq!(admission.in_flight(), 0);
-        assert!(admission.try_admit(4).is_ok());
+        assert!(try_admit(&admission, 4).is_some());
     }
 
     #[tokio::test]
     async fn streams_leave_half_of_the_house_to_others() {
         let admission = Admission::new(4);
-        let _lines = [admission.admit_streamed().await, admission.admit_streamed().await];
-        let third = tokio::time::timeout(Duration::from_millis(1), admission.admit_streamed()).await;
+        let _lines = [admit_streamed(&admission).await, admit_streamed(&admission).await];
+        let third = tokio::time::timeout(Duration::from_millis(1), admit_streamed(&admission)).await;
         assert!(third.is_err());
-        assert!(admission.try_admit(2).is_ok());
+        assert!(try_admit(&admission, 2).is_some());
     }
 
     #[test]
     fn a_permit_is_split_into_as_many_as_it_counts() {
         let admission = Admission::new(2);
-        let mut batch = admission.try_admit(2).unwrap();
+        let mut batch = try_admit(&admission, 2).unwrap();
         let parts = [batch.split_one(), batch.split_one(), batch.split_one()];
         assert_eq!(parts.each_ref().map(Option::is_some), [true, true, false]);
         drop(parts);

@@ -1,8 +1,11 @@
 //! The `/batch` resources: many events in, as many results out, in order.
 //!
 //! Each item has a result of its own, so one that is malformed, too long or refused never fails its neighbours. The items of a
-//! batch are in work together and meet in the encoder's batches; admission counts each of them. A batch as one JSON document is
+//! batch are in work together and meet in the encoder's batches, but for those that share an idempotency key: they take turns, so
+//! that the earlier one is decided and the later one repeats it or conflicts. Admission counts each item. A batch as one JSON document is
 //! admitted whole or not at all; `application/x-ndjson` is streamed both ways by [`super::ndjson`].
+
+use std::collections::HashMap;
 
 use axum::Json;
 use axum::body::Body;
@@ -12,19 +15,20 @@ use futures_util::future::Either;
 use futures_util::future::{join_all, ready};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use utoipa::ToSchema;
 
 use super::AppState;
 use super::admission::Permit;
 use super::body::{self, MediaType};
-use super::context::{Deadline, NoQuery, RequestContext};
+use super::context::{Deadline, NoQuery, RequestContext, SERVER_TIMING, server_timing};
 use super::docs::{BatchRequest, Problems};
 use super::ndjson;
 use super::problem::Problem;
 use super::service::ClassifyAnswer;
-use crate::decision::Decision;
+use crate::decision::{Decision, Timings};
 use crate::error::{Error, ErrorCode};
-use crate::event::{Content, Event, EventError, EventWire, cloudevents, split_events};
+use crate::event::{Content, Event, EventError, EventKey, EventLimits, EventWire, cloudevents, split_array, split_events};
 
 /// The answer to a batch of `classify`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -60,7 +64,9 @@ pub struct RecommendResult {
 
 /// Classify many exceptions
 ///
-/// Results stand in the order of the events. `application/x-ndjson` in gives one result a line, streamed, of any length.
+/// Results stand in the order of the events. `Server-Timing` has the longest time that any event spent in each room, and the total.
+/// `application/x-ndjson` in gives one result a line, streamed, of any length, without `Server-Timing`: the head of the answer
+/// leaves before the work begins.
 #[utoipa::path(
     post,
     path = "/v1/classify/batch",
@@ -82,8 +88,10 @@ pub(super) async fn classify(
 
 /// Decide many exceptions
 ///
-/// Results stand in the order of the events, each decision as durable as one asked for alone. `application/x-ndjson` in gives one
-/// result a line, streamed, of any length.
+/// Results stand in the order of the events, each decision as durable as one asked for alone. Where events share an idempotency key,
+/// the earlier one is decided and the later one repeats its decision or gets a 409. `Server-Timing` has the longest time that any
+/// event spent in each room, and the total. `application/x-ndjson` in gives one result a line, streamed, of any length, without
+/// `Server-Timing`: the head of the answer leaves before the work begins.
 #[utoipa::path(
     post,
     path = "/v1/recommend/batch",
@@ -119,27 +127,75 @@ pub(super) enum Work {
 
 impl Task {
     /// Checks one item.
-    pub(super) fn check(self, event: Result<EventWire, EventError>, state: &AppState) -> Result<Work, Problem> {
-        let event = event?;
+    pub(super) fn check(self, event: EventWire, limits: &EventLimits) -> Result<Work, EventError> {
         match self {
-            Self::Classify => Ok(Work::Classify(event.id.clone(), event.into_content(&state.limits)?)),
-            Self::Recommend => Ok(Work::Recommend(event.into_event(&state.limits)?)),
+            Self::Classify => Ok(Work::Classify(event.id.clone(), event.into_content(limits)?)),
+            Self::Recommend => Ok(Work::Recommend(event.into_event(limits)?)),
         }
     }
 }
 
 impl Work {
     /// Does it; the answer is a result object of the batch as JSON text.
-    pub(super) async fn run(self, state: &AppState, deadline: Deadline, permit: Permit) -> Result<Box<RawValue>, Problem> {
+    pub(super) async fn run(
+        &self,
+        state: &AppState,
+        deadline: Deadline,
+        permit: Permit,
+    ) -> Result<(Box<RawValue>, Timings), Problem> {
         match self {
             Self::Classify(event_id, content) => {
-                let (answer, _) = state.classify(event_id, content, deadline.at, permit).await?;
-                raw(&ClassifyResult { status: 200, body: Some(answer), problem: None })
+                let (answer, timings) = state.classify(event_id.clone(), content, deadline.at, permit).await?;
+                Ok((raw(&ClassifyResult { status: 200, body: Some(answer), problem: None })?, timings))
             }
             Self::Recommend(event) => {
-                let decided = state.decide(event, deadline.at, permit).await?;
-                raw(&RecommendResult { status: 200, body: Some(decided.decision), problem: None })
+                let decided = state.decide(event.clone(), deadline.at, permit).await?;
+                Ok((raw(&RecommendResult { status: 200, body: Some(decided.decision), problem: None })?, decided.timings))
             }
+        }
+    }
+
+    /// What the store decides once; classifying records nothing.
+    fn key(&self) -> Option<&EventKey> {
+        match self {
+            Self::Classify(..) => None,
+            Self::Recommend(event) => Some(&event.key),
+        }
+    }
+}
+
+/// Who waits for whom among the items of one batch: each for the item before it with the same key.
+#[derive(Debug, Default)]
+pub(super) struct Turns(HashMap<EventKey, CancellationToken>);
+
+/// The turn of one item. The next item with its key begins when this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// Cancelled when the item before has ended.
+    before: Option<CancellationToken>,
+    _ends: Option<DropGuard>,
+}
+
+impl Turns {
+    /// Keys that are kept, at least, before those that have ended are forgotten: a stream may be endless.
+    const KEPT: usize = 1_024;
+
+    /// The turn of the next item; call it in the order of the items.
+    pub(super) fn next(&mut self, work: &Work) -> Turn {
+        let Some(key) = work.key() else { return Turn::default() };
+        if self.0.len() >= Self::KEPT {
+            self.0.retain(|_, ended| !ended.is_cancelled());
+        }
+        let ended = CancellationToken::new();
+        let before = self.0.insert(key.clone(), ended.clone());
+        Turn { before, _ends: Some(ended.drop_guard()) }
+    }
+}
+
+impl Turn {
+    pub(super) async fn wait(&self) {
+        if let Some(before) = &self.before {
+            before.cancelled().await;
         }
     }
 }
@@ -171,7 +227,7 @@ async fn batch(
     task: Task,
 ) -> Result<Response, Problem> {
     match MediaType::of(request.headers())? {
-        MediaType::Ndjson => Ok(ndjson::answer(state, context, deadline.budget, request.into_body(), task)),
+        MediaType::Ndjson => ndjson::answer(state, context, deadline.budget, request.into_body(), task),
         MediaType::Json => json(&state, &context, deadline, request.into_body(), task, Envelope::Events).await,
         MediaType::CloudEventBatch => json(&state, &context, deadline, request.into_body(), task, Envelope::CloudEvents).await,
         MediaType::CloudEvent => Err(Problem::new(
@@ -189,6 +245,22 @@ enum Envelope {
     CloudEvents,
 }
 
+impl Envelope {
+    fn split(self, bytes: &[u8], max_items: usize) -> Result<Vec<&[u8]>, EventError> {
+        match self {
+            Self::Events => split_events(bytes, max_items),
+            Self::CloudEvents => split_array(bytes, max_items),
+        }
+    }
+
+    fn read(self, item: &[u8]) -> Result<EventWire, EventError> {
+        match self {
+            Self::Events => EventWire::from_json(item),
+            Self::CloudEvents => cloudevents::from_structured(item),
+        }
+    }
+}
+
 async fn json(
     state: &AppState,
     context: &RequestContext,
@@ -202,30 +274,36 @@ async fn json(
         results: Vec<Box<RawValue>>,
     }
 
-    let bytes = body::read(body, state).await?;
-    let events: Vec<Result<EventWire, EventError>> = match envelope {
-        Envelope::Events => split_events(&bytes)?.into_iter().map(EventWire::from_json).collect(),
-        Envelope::CloudEvents => {
-            let items: Vec<&RawValue> = serde_json::from_slice(&bytes)
-                .map_err(|_| Problem::new(ErrorCode::InvalidJson, "a batch of CloudEvents is a JSON array"))?;
-            items.into_iter().map(|item| cloudevents::from_structured(item.get().as_bytes())).collect()
-        }
-    };
-    let most = state.config.max_batch_items;
-    if events.len() > most {
-        let detail = format!("at most {most} events are accepted; `application/x-ndjson` streams any number");
-        return Err(Problem::invalid("events", detail));
-    }
-    let checked: Vec<Result<Work, Problem>> = events.into_iter().map(|event| task.check(event, state)).collect();
+    let (limits, max_items) = (state.limits, state.config.max_batch_items);
+    let check = move |item: &[u8]| task.check(envelope.read(item)?, &limits);
+    // An item too many is found before the first one is parsed.
+    let parse = move |bytes: &[u8]| Ok(envelope.split(bytes, max_items)?.into_iter().map(check).collect::<Vec<_>>());
+    let (checked, held) = body::read(body, state).await?.parse(parse).await;
+    let checked: Vec<Result<Work, EventError>> = checked.map_err(|error: EventError| Problem::from(error))?;
     let n_admitted = checked.iter().filter(|item| item.is_ok()).count();
-    let mut permits = state.admission.try_admit(n_admitted)?;
+    let mut permits = state.admit(n_admitted, held)?;
+    let mut turns = Turns::default();
     let running = checked.into_iter().map(|item| match item {
         Ok(work) => {
             let permit = permits.split_one().expect("one permit was taken for each good item");
-            Either::Left(work.run(state, deadline, permit))
+            let turn = turns.next(&work);
+            Either::Left(async move {
+                turn.wait().await;
+                let result = work.run(state, deadline, permit).await;
+                drop(turn);
+                result
+            })
         }
-        Err(problem) => Either::Right(ready(Err(problem))),
+        Err(error) => Either::Right(ready(Err(error.into()))),
     });
-    let results = join_all(running).await.into_iter().map(|result| result.unwrap_or_else(|problem| failed(problem, context)));
-    Ok(Json(Answer { results: results.collect() }).into_response())
+    let mut longest = Timings::default();
+    let results = join_all(running).await.into_iter().map(|result| match result {
+        Ok((answer, timings)) => {
+            longest = longest.longest(timings);
+            answer
+        }
+        Err(problem) => failed(problem, context),
+    });
+    let answer = Answer { results: results.collect() };
+    Ok(([(SERVER_TIMING, server_timing(&longest, context.arrived.elapsed()))], Json(answer)).into_response())
 }

@@ -1,15 +1,16 @@
 //! `POST /v1/classify`: what an exception is and what is at stake, nothing recorded.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::AppState;
-use super::body::EventBody;
+use super::body;
 use super::context::{Deadline, NoQuery, RequestContext, SERVER_TIMING, server_timing};
 use super::docs::{EventRequest, Problems};
 use super::problem::Problem;
 use super::service::ClassifyAnswer;
+use crate::event::{EventLimits, EventWire};
 
 /// Classify one exception
 ///
@@ -27,11 +28,11 @@ pub(super) async fn classify(
     context: RequestContext,
     _: NoQuery,
     deadline: Deadline,
-    EventBody(event): EventBody,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let event_id = event.id.clone();
-    let content = event.into_content(&state.limits)?;
-    let permit = state.admission.try_admit(1)?;
-    let (answer, timings) = state.classify(event_id, content, deadline.at, permit).await?;
+    let check = |event: EventWire, limits: &EventLimits| Ok((event.id.clone(), event.into_content(limits)?));
+    let ((event_id, content), held) = body::read_event(request, &state, check).await?;
+    let permit = state.admit(1, held)?;
+    let (answer, timings) = state.classify(event_id, &content, deadline.at, permit).await?;
     Ok(([(SERVER_TIMING, server_timing(&timings, context.arrived.elapsed()))], Json(answer)).into_response())
 }

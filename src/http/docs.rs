@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use axum::body::Bytes;
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Serialize;
@@ -89,17 +90,30 @@ pub(super) async fn index() -> Redirect {
     Redirect::to("/docs/")
 }
 
-pub(super) async fn page(path: Option<Path<String>>) -> Result<Response, Problem> {
+pub(super) async fn first_page() -> Result<Response, Problem> {
+    file("")
+}
+
+pub(super) async fn page(path: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
+    // What is no text is the address of nothing.
+    let Path(path) = path.map_err(|_| no_page())?;
+    file(&path)
+}
+
+fn file(path: &str) -> Result<Response, Problem> {
     static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| Arc::new(Config::from(OPENAPI_PATH).validator_url("none")));
-    let tail = path.map_or_else(String::new, |Path(tail)| tail);
-    let file = utoipa_swagger_ui::serve(&tail, CONFIG.clone()).map_err(|error| {
+    let file = utoipa_swagger_ui::serve(path, CONFIG.clone()).map_err(|error| {
         tracing::error!(error = &*error as &dyn std::error::Error, "the documentation page is not readable");
         Problem::new(ErrorCode::Internal, "the documentation page is not readable")
     })?;
-    let file = file.ok_or_else(|| Problem::new(ErrorCode::NotFound, "no page of the documentation has this address"))?;
+    let file = file.ok_or_else(no_page)?;
     let mut response = ([(header::CONTENT_TYPE, file.content_type)], file.bytes).into_response();
     if file.gzpipped {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     Ok(response)
+}
+
+fn no_page() -> Problem {
+    Problem::new(ErrorCode::NotFound, "no page of the documentation has this address")
 }

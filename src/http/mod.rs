@@ -7,6 +7,7 @@
 pub mod admission;
 mod batch;
 mod body;
+pub mod budget;
 mod classify;
 pub mod config;
 mod context;
@@ -34,6 +35,7 @@ pub use batch::{ClassifyBatchAnswer, ClassifyResult, RecommendBatchAnswer, Recom
 pub use service::ClassifyAnswer;
 
 use self::admission::Admission;
+use self::budget::BodyBudget;
 use self::config::ServerConfig;
 use self::context::Enclosure;
 use self::health::Readiness;
@@ -49,6 +51,7 @@ pub struct AppState {
     pub limits: EventLimits,
     pub config: Arc<ServerConfig>,
     pub admission: Admission,
+    pub bodies: BodyBudget,
     pub metrics: Metrics,
     pub readiness: Readiness,
     /// The encoder's engine, for `/readyz`.
@@ -74,7 +77,7 @@ pub fn router(state: AppState) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(docs::openapi))
         .route("/docs", get(docs::index))
-        .route("/docs/", get(docs::page))
+        .route("/docs/", get(docs::first_page))
         .route("/docs/{*path}", get(docs::page));
     enclosed(resources, enclosure).with_state(state)
 }

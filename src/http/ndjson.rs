@@ -1,8 +1,9 @@
 //! Batches as a stream: one event a line in, one result a line out, in order, in bounded memory.
 //!
 //! At most `stream_concurrency` lines are in work; the body is read no further until the first of them has its answer and the
-//! caller has taken it. Each line waits for its permit instead of being refused: a stream slows down under load. Lines run in
-//! tasks of their own, so a caller who reads slowly holds no permits.
+//! caller has taken it. Each line waits where a request is refused, for its bytes, its permit and the encoder: a stream slows down
+//! under load. Lines run in tasks of their own, so a caller who reads slowly holds no permits. Lines that share an idempotency key
+//! take turns.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,30 +15,59 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt as _, stream};
 
 use super::AppState;
-use super::batch::{Task, failed};
-use super::body;
+use super::batch::{Task, Turn, Turns, Work, failed};
+use super::body::{self, Buffered};
+use super::budget::{BodyBudget, HeldBytes};
 use super::context::{Deadline, RequestContext};
 use super::problem::Problem;
 use crate::error::Error;
 use crate::event::EventWire;
 
+/// Lines that are parsed ahead of those in work: so many that large ones, which are parsed on blocking threads, overlap.
+const PARSED_AHEAD: usize = 4;
+
 /// Answers a stream. `budget` is the time each line has, from when its work begins.
-pub(super) fn answer(state: AppState, context: RequestContext, budget: Duration, body: Body, task: Task) -> Response {
+///
+/// # Errors
+/// 429 where too many streams are open.
+pub(super) fn answer(
+    state: AppState,
+    context: RequestContext,
+    budget: Duration,
+    body: Body,
+    task: Task,
+) -> Result<Response, Problem> {
+    let stream = state.bodies.try_open_stream().ok_or_else(|| state.overloaded())?;
     let concurrency = state.config.stream_concurrency;
+    let limits = state.limits;
     let lines = Lines {
         chunks: body.into_data_stream(),
         splitter: LineSplitter::new(state.config.max_line_bytes),
         ready: VecDeque::new(),
         idle_timeout: state.config.body_read_timeout,
         ended: false,
+        bodies: state.bodies.clone(),
     };
     let context = Arc::new(context);
+    let mut turns = Turns::default();
     let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
-        .map(move |line| {
+        .map(move |line| async move {
+            let parse = move |bytes: &[u8]| task.check(EventWire::from_json(bytes)?, &limits);
+            let (work, held) = line?.parse(parse).await;
+            Ok::<_, Problem>((work?, held))
+        })
+        .buffered(PARSED_AHEAD)
+        .map(move |checked| {
+            // The stream lives as long as this closure, which ends with the answer.
+            let _ = &stream;
+            let checked = checked.map(|(work, held)| (turns.next(&work), work, held));
             let (state, context) = (state.clone(), Arc::clone(&context));
             let tasks = state.tasks.clone();
             let work = async move {
-                let result = work(&state, budget, line, task).await;
+                let result = match checked {
+                    Ok((turn, work, held)) => run(&state, budget, turn, work, held).await,
+                    Err(problem) => Err(problem),
+                };
                 let result = result.unwrap_or_else(|problem| failed(problem, &context));
                 let mut text = String::from(Box::<str>::from(result));
                 text.push('\n');
@@ -48,18 +78,32 @@ pub(super) fn answer(state: AppState, context: RequestContext, budget: Duration,
             async move { running.await.map_err(std::io::Error::other) }
         })
         .buffered(concurrency);
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(results)).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(results)).into_response())
 }
 
-async fn work(
+/// Does the work of one line once it is admitted and the encoder has time for it; for both it waits as long as for the work itself.
+async fn run(
     state: &AppState,
     budget: Duration,
-    line: Result<Bytes, Problem>,
-    task: Task,
+    turn: Turn,
+    work: Work,
+    held: HeldBytes,
 ) -> Result<Box<serde_json::value::RawValue>, Problem> {
-    let work = task.check(EventWire::from_json(&line?), state)?;
-    let permit = tokio::time::timeout(budget, state.admission.admit_streamed()).await.map_err(|_| Error::DeadlineExceeded)?;
-    work.run(state, Deadline { budget, at: Instant::now() + budget }, permit).await
+    turn.wait().await;
+    let patience_ends = Instant::now() + budget;
+    let held = Arc::new(held);
+    loop {
+        let admission = state.admission.admit_streamed(Arc::clone(&held));
+        let permit = tokio::time::timeout_at(patience_ends.into(), admission).await.map_err(|_| Error::DeadlineExceeded)?;
+        let refusal = match work.run(state, Deadline { budget, at: Instant::now() + budget }, permit).await {
+            Ok((answer, _)) => return Ok(answer),
+            Err(problem) => problem,
+        };
+        match refusal.retry_after() {
+            Some(retry_after) if Instant::now() + retry_after < patience_ends => tokio::time::sleep(retry_after).await,
+            _ => return Err(refusal),
+        }
+    }
 }
 
 /// The lines of a body. After a break or a pause that is too long comes one problem, then the end.
@@ -69,13 +113,18 @@ struct Lines {
     ready: VecDeque<Result<Bytes, Problem>>,
     idle_timeout: Duration,
     ended: bool,
+    bodies: BodyBudget,
 }
 
 impl Lines {
-    async fn next(&mut self) -> Option<Result<Bytes, Problem>> {
+    /// The next line, once its bytes may be held; until then nothing more is read.
+    async fn next(&mut self) -> Option<Result<Buffered, Problem>> {
         loop {
             if let Some(line) = self.ready.pop_front() {
-                return Some(line);
+                return Some(match line {
+                    Ok(bytes) => Ok(Buffered { held: self.bodies.hold_line(bytes.len()).await, bytes }),
+                    Err(problem) => Err(problem),
+                });
             }
             if self.ended {
                 return None;

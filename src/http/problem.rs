@@ -89,6 +89,11 @@ impl Problem {
         self
     }
 
+    /// When to come again, where the refusal passes by itself.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// The finished answer, body included.
     pub(super) fn render(&self) -> Response {
         let body = serde_json::to_vec(self).expect("a problem holds strings, integers and bools only");

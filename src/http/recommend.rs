@@ -1,15 +1,16 @@
 //! `POST /v1/recommend`: a decision, durable before the answer.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::AppState;
-use super::body::EventBody;
+use super::body;
 use super::context::{Deadline, NoQuery, RequestContext, SERVER_TIMING, server_timing};
 use super::docs::{EventRequest, Problems};
 use super::problem::Problem;
 use crate::decision::Decision;
+use crate::event::EventWire;
 
 /// Decide one exception
 ///
@@ -28,10 +29,10 @@ pub(super) async fn recommend(
     context: RequestContext,
     _: NoQuery,
     deadline: Deadline,
-    EventBody(event): EventBody,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let event = event.into_event(&state.limits)?;
-    let permit = state.admission.try_admit(1)?;
+    let (event, held) = body::read_event(request, &state, EventWire::into_event).await?;
+    let permit = state.admit(1, held)?;
     let decided = state.decide(event, deadline.at, permit).await?;
     Ok(([(SERVER_TIMING, server_timing(&decided.timings, context.arrived.elapsed()))], Json(decided.decision)).into_response())
 }

@@ -1,13 +1,17 @@
 //! The accept loop: connections in, a bounded drain at the end.
 //!
-//! It is our own because a connection that never finishes its first request head must neither live for ever nor hold up shutdown.
+//! It is our own because a connection that never finishes its first request head, or never takes its answer, must neither live for
+//! ever nor hold up shutdown.
 //! Shutdown goes: accept no more, let requests in work finish, wait for decisions whose caller has gone, and after `drain_timeout`
 //! leave whoever is left.
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,8 +20,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Sleep;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
@@ -27,6 +33,10 @@ use super::config::ServerConfig;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Head room over `max_header_bytes` and `max_uri_bytes`, so that our own answer comes before the transport's bare one.
 const HEAD_SLACK_BYTES: usize = 64 * 1024;
+/// What an HTTP/2 caller may send of one body, and of all on a connection, before somebody reads it; and how many at once. They bound
+/// what waits in memory uncounted.
+const HTTP2_WINDOWS: (u32, u32) = (64 * 1024, 256 * 1024);
+const HTTP2_STREAMS: u32 = 64;
 
 /// Serves until `shutdown` resolves, then drains. `tasks` are the decisions in work.
 pub async fn serve(
@@ -103,7 +113,15 @@ fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_read_timeout)
         .max_buf_size(config.max_header_bytes + config.max_uri_bytes + HEAD_SLACK_BYTES);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(config.header_read_timeout);
+    let (stream_window, connection_window) = HTTP2_WINDOWS;
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(config.header_read_timeout)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
+        .max_concurrent_streams(HTTP2_STREAMS);
+    let stream = WriteTimeout { stream, timeout: config.write_timeout, stalled: None };
     let serving = graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let header_read_timeout = config.header_read_timeout;
     async move {
@@ -117,5 +135,60 @@ fn connection(
         if let Err(error) = ended {
             tracing::debug!(error, "a connection broke");
         }
+    }
+}
+
+/// A connection that breaks where the peer takes nothing of what is written for `timeout`.
+struct WriteTimeout {
+    stream: TcpStream,
+    timeout: Duration,
+    /// Runs while a write waits.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl WriteTimeout {
+    fn limit(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let timeout = self.timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for WriteTimeout {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for WriteTimeout {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.limit(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.limit(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -10,12 +10,14 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::admission::Permit;
+use super::budget::HeldBytes;
 use super::problem::Problem;
 use crate::bundle::BundleIdentity;
 use crate::classifier::Classification;
 use crate::decision::{Assessed, Decided, Timings};
 use crate::error::Error;
 use crate::event::{Content, Event};
+use crate::policy::{Reason, ReasonCode};
 use crate::risk::Risk;
 
 /// What an exception is and what is at stake.
@@ -24,12 +26,37 @@ pub struct ClassifyAnswer {
     /// `null` where the request named none.
     pub event_id: Option<String>,
     pub classification: Classification,
-    /// `null` where no risk model gave an answer.
+    /// `null` where no risk model gave an answer; the reason codes say so.
     pub risk: Option<Risk>,
+    /// Why a part of the answer is missing; left out where none is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reason_codes: Vec<Reason>,
     pub bundle: BundleIdentity,
 }
 
+impl ClassifyAnswer {
+    pub fn new(event_id: Option<String>, assessed: Assessed, bundle: BundleIdentity) -> Self {
+        let Assessed { classification, risk, .. } = assessed;
+        let unscored = || Reason { code: ReasonCode::RiskUnavailable, detail: "the risk models gave no answer".to_owned() };
+        let reason_codes = if risk.is_none() { vec![unscored()] } else { Vec::new() };
+        Self { event_id, classification, risk, reason_codes, bundle }
+    }
+}
+
 impl AppState {
+    /// Admits the events of one body.
+    ///
+    /// # Errors
+    /// 429 as a problem, with the time after which to come again.
+    pub(super) fn admit(&self, n_events: usize, body: HeldBytes) -> Result<Permit, Problem> {
+        self.admission.try_admit(n_events, body).ok_or_else(|| self.overloaded())
+    }
+
+    /// The answer to a caller for whom there is no room.
+    pub(super) fn overloaded(&self) -> Problem {
+        Error::Overloaded { retry_after: self.pipeline.encoder.retry_after() }.into()
+    }
+
     /// Classifies one event. A caller who goes away stops it.
     ///
     /// # Errors
@@ -37,18 +64,17 @@ impl AppState {
     pub(super) async fn classify(
         &self,
         event_id: Option<String>,
-        content: Content,
+        content: &Content,
         deadline: Instant,
         permit: Permit,
     ) -> Result<(ClassifyAnswer, Timings), Problem> {
-        let work = self.pipeline.assess(&content, Some(deadline));
+        let work = self.pipeline.assess(content, Some(deadline));
         let assessed = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Error::DeadlineExceeded)??;
-        let Assessed { classification, risk, timings } = assessed;
+        let timings = assessed.timings;
         drop(permit);
         self.readiness.served();
         self.metrics.stages(&timings);
-        let bundle = self.pipeline.models.identity.clone();
-        Ok((ClassifyAnswer { event_id, classification, risk, bundle }, timings))
+        Ok((ClassifyAnswer::new(event_id, assessed, self.pipeline.models.identity.clone()), timings))
     }
 
     /// Decides one event and records the decision. Once begun it runs to its end, whatever becomes of the caller; a caller whose

@@ -122,7 +122,7 @@ pub struct ThresholdRow {
     pub errors: u64,
     #[serde(default)]
     pub insufficient_evidence: bool,
-    /// How many more cases would be needed.
+    /// How many more cases would be needed, roughly.
     #[serde(default)]
     pub needed: Option<u64>,
 }
@@ -230,7 +230,7 @@ impl GateSettings {
         let Some((row, certified)) = row.and_then(|row| Some((row, row.threshold?))) else {
             let detail = match row.and_then(|row| row.needed) {
                 Some(needed) => {
-                    format!("no threshold with a guarantee exists for this type; {needed} more judged cases are needed")
+                    format!("no threshold with a guarantee exists for this type; about {needed} more judged cases are needed")
                 }
                 None => "no threshold with a guarantee exists for this type".to_owned(),
             };

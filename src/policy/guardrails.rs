@@ -2,12 +2,12 @@
 //!
 //! Each guardrail looks at facts, risk or action alone and gives a [`Finding`] with the freest disposition it allows. Where a fact
 //! it needs is missing it either holds the case (value, revenue, whatever policy lists as required) or does what the policy file
-//! says for the unknown (flags, credit). It refuses to free anything: findings can only make a disposition stricter.
+//! says for the unknown (flags, credit, a declared type that the taxonomy does not know). It refuses to free anything: findings can only make a disposition stricter.
 
 use serde::Deserialize;
 
 use super::evaluate::Finding;
-use super::view::{Vocabulary, band_code, word};
+use super::view::{Vocabulary, band_code, declared_type, word};
 use super::{Disposition, PolicyError, PolicyInput, ReasonCode};
 use crate::event::{Customer, Facts, Order};
 use crate::risk::{Band, Risk};
@@ -27,7 +27,7 @@ pub(super) struct Guardrails {
     pub(super) revenue_at_risk: Limit,
     pub(super) sla_risk: SlaRisk,
     pub(super) urgent: Urgent,
-    pub(super) declared_type_differs: Hold,
+    pub(super) declared_type_differs: DeclaredType,
     /// Roles for an action that cannot be undone, or that moves money or grants credit, come from the approval matrix.
     pub(super) irreversible: Hold,
     pub(super) touches_money_or_credit: Hold,
@@ -66,10 +66,21 @@ pub(super) struct Flag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Unknown {
-    /// As if the fact were not there: for houses whose systems send the fact only where it applies.
+    /// As if the fact were harmless: for houses whose systems send it wherever it applies.
     Ignore,
     /// A person decides.
     Review,
+}
+
+/// The type that the source system declares, against the one read from the text.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeclaredType {
+    /// What a declared type says that the taxonomy does not know.
+    pub(super) unknown: Unknown,
+    pub(super) disposition: Disposition,
+    #[serde(default)]
+    pub(super) approver_role: Option<String>,
 }
 
 /// Credit exposure and overdue receivables.
@@ -308,16 +319,19 @@ impl Guardrails {
         }
     }
 
-    /// The declared type is a hint that is never trusted, but where it names a type of the taxonomy and the text reads as another,
-    /// one of the two is wrong. A source system's own code says nothing here.
+    /// The declared type is a hint that is never trusted, but where the text reads as another, one of the two is wrong. Whether a code
+    /// that the taxonomy does not know contradicts the text nobody can tell.
     fn declared_type(&self, type_codes: &[String], input: &PolicyInput<'_>, findings: &mut Vec<Finding>) {
-        let (Some(declared), Some(classification)) = (&input.facts.declared_type, input.classification) else { return };
-        if type_codes.contains(declared) && *declared != classification.r#type {
-            let hold = &self.declared_type_differs;
-            let detail = "the type declared by the source system and the one read from the text differ";
-            let finding = Finding::new("guardrail.declared_type", hold.disposition, ReasonCode::DeclaredTypeDiffers, detail);
-            findings.push(finding.with_role(hold.approver_role.as_ref()));
-        }
+        let (Some(declared), Some(classification)) = (declared_type(input.facts), input.classification) else { return };
+        let hold = &self.declared_type_differs;
+        let (floor, detail) = match type_codes.iter().find(|code| code.eq_ignore_ascii_case(declared)) {
+            Some(code) if *code == classification.r#type => return,
+            Some(_) => (hold.disposition, "the type declared by the source system and the one read from the text differ"),
+            None if hold.unknown == Unknown::Ignore => return,
+            None => (Disposition::Review, "the source system declares a type that is not known here"),
+        };
+        let finding = Finding::new("guardrail.declared_type", floor, ReasonCode::DeclaredTypeDiffers, detail);
+        findings.push(finding.with_role(hold.approver_role.as_ref()));
     }
 
     fn action(&self, action: Option<&ActionDefinition>, findings: &mut Vec<Finding>) {

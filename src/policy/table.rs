@@ -98,9 +98,10 @@ impl<E> DecisionTable<E> {
 
     /// Refuses a pair of rows where a case that rises along `dimension` would move from the stricter `held` to the freer `freed`.
     ///
-    /// The pair is harmless where, at the higher level, a row before `freed` takes every case that both could meet (that row is then
-    /// compared with `held` itself), or where, at the lower level, a row before `held` certainly takes every case that `freed` does.
-    /// Both hold with facts missing too, so the check covers what the candidates of a look-up are, not only what hits.
+    /// The pair is harmless where, at the higher level, a row before `freed` certainly takes every case that `freed` does (that row is
+    /// then compared with `held` itself) or, being as strict as `held`, may take every case that both could meet; or where, at the
+    /// lower level, a row before `held` certainly takes every case that `freed` does. All of it holds with facts missing too, so the
+    /// check covers what the candidates of a look-up are, not only what hits.
     fn check_monotone(
         &self,
         name: &'static str,
@@ -117,8 +118,10 @@ impl<E> DecisionTable<E> {
                     for high in &levels[low_idx + 1..] {
                         let rises = held.condition.accepts(dimension, low) && freed.condition.accepts(dimension, high);
                         let taken_over = self.rows[..freed_idx].iter().any(|between| {
+                            let as_strict = strictness(&between.effect) >= strictness(&held.effect);
                             between.condition.accepts(dimension, high)
-                                && between.condition.covers_both(&held.condition, &freed.condition, dimension)
+                                && (between.condition.subsumes_but_for(&freed.condition, dimension)
+                                    || (as_strict && between.condition.covers_both(&held.condition, &freed.condition, dimension)))
                         });
                         let taken_before = self.rows[..held_idx].iter().any(|between| {
                             between.condition.accepts(dimension, low)
@@ -300,6 +303,15 @@ mod tests {
         let north = row("north", &[(Dimension::Site, &["north"]), (Dimension::ValueBand, &["small"])], 2);
         let south = row("south", &[(Dimension::Site, &["south"]), (Dimension::ValueBand, &["large"])], 0);
         check(vec![north, south, row("rest", &[], 2)], true);
+    }
+
+    #[test]
+    fn a_row_that_only_may_take_a_case_excuses_no_other() {
+        // Without knowing what the action touches, `any_credit` may hit and holds; `large` hits for certain and ends the look-up.
+        let free_credit = row("free_credit", &[(Dimension::Touches, &["credit"]), (Dimension::ValueBand, &BANDS)], 0);
+        let large = row("large", &[(Dimension::ValueBand, &["large"])], 1);
+        let any_credit = row("any_credit", &[(Dimension::Touches, &["credit"])], 2);
+        assert!(matches!(compile(vec![free_credit, large, any_credit, row("rest", &[], 0)]), Err(PolicyError::NotMonotone { .. })));
     }
 
     fn cell(values: &'static [&'static str]) -> impl Strategy<Value = Option<Vec<String>>> {

@@ -114,7 +114,7 @@ impl<'a> CaseView<'a> {
     pub(super) fn new(vocabulary: &'a Vocabulary, input: &PolicyInput<'a>) -> Self {
         let mut view = Self::of_action(vocabulary, input.action, input.facts, input.risk);
         view.set(Dimension::Type, Value::known(input.classification.map(|classification| classification.r#type.as_str())));
-        view.set(Dimension::DeclaredType, Value::known(input.facts.declared_type.as_deref()));
+        view.set(Dimension::DeclaredType, Value::known(declared_type(input.facts)));
         view
     }
 
@@ -162,15 +162,10 @@ impl<'a> CaseView<'a> {
 }
 
 impl Vocabulary {
-    /// What the order is worth in the policy's currency: its stated value, or what its lines add up to where that is more. A value
-    /// typed too low must not slip under a limit. `None` where no value is stated or its currency cannot be compared.
+    /// [`Order::worth`] in the policy's currency. `None` where it cannot be told or its currency cannot be compared.
     pub(super) fn order_value(&self, order: Option<&Order>) -> Option<f64> {
         let order = order?;
-        let value = order.value?;
-        let lines = order.lines.iter().filter_map(|line| Some(line.ordered? * line.unit_price?)).sum::<f64>();
-        // `max` would quietly prefer the other number to one that is not a number.
-        let worth = (value + lines).is_finite().then(|| value.max(lines))?;
-        self.money.convert(worth, order.currency.as_deref())
+        self.money.convert(order.worth()?, order.currency.as_deref())
     }
 
     fn value_band(&self, order: Option<&Order>) -> Option<&str> {
@@ -178,6 +173,12 @@ impl Vocabulary {
         let band_idx = self.upper_bounds.iter().take_while(|bound| value >= **bound).count();
         self.value_bands.get(band_idx).map(String::as_str)
     }
+}
+
+/// The type that the source system declares, without the spaces around it; a blank one declares nothing. Compare it without regard
+/// to case.
+pub(super) fn declared_type(facts: &Facts) -> Option<&str> {
+    facts.declared_type.as_deref().map(str::trim).filter(|declared| !declared.is_empty())
 }
 
 pub(super) fn band_code(band: Band) -> &'static str {

@@ -28,7 +28,8 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Risk {
     pub sla_breach: SlaBreach,
-    /// `null` where the event gives no order value: a loss in money cannot be told without one.
+    /// `null` where the event gives no order value: a loss in money cannot be told without one. It is a share of the stated value, or
+    /// of what the lines add up to where that is more.
     pub revenue_at_risk: Option<RevenueAtRisk>,
     pub priority: Priority,
     /// Features of the model that the event did not give, by name; those the model leans on come first.

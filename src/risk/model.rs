@@ -9,7 +9,7 @@ use super::calibration::RiskCalibration;
 use super::features::{FeatureSchema, FeatureVector};
 use super::trees::{Link, TreeEnsemble};
 use super::{RevenueAtRisk, Risk, RiskError, SlaBreach};
-use crate::event::Facts;
+use crate::event::{Facts, Order};
 
 /// Largest difference between a golden row's stored score and ours. `f32` sums of a few hundred leaves differ by some 1e-6
 /// between runtimes; a wrong tree differs by far more.
@@ -107,13 +107,13 @@ impl RiskModel {
         let (mean, p90) = self.calibration.revenue.mean_and_p90(raw.revenue);
         let order = facts.order.as_ref();
         let currency = order.and_then(|order| order.currency.clone());
-        let value = order.and_then(|order| order.value);
-        let revenue_at_risk = value.map(|value| RevenueAtRisk { expected: mean * value, p90: p90 * value, currency });
+        let worth = order.and_then(Order::worth);
+        let revenue_at_risk = worth.map(|worth| RevenueAtRisk { expected: mean * worth, p90: p90 * worth, currency });
         let tier = facts.customer.as_ref().and_then(|customer| customer.sla_tier.as_deref());
         let expected = revenue_at_risk.as_ref().map(|revenue| revenue.expected);
         let currency = order.and_then(|order| order.currency.as_deref());
         let mut missing_features = self.names(&vector.missing);
-        if value.is_none() && !missing_features.iter().any(|name| name == "order.value") {
+        if order.is_none_or(|order| order.value.is_none()) && !missing_features.iter().any(|name| name == "order.value") {
             missing_features.insert(0, "order.value".to_owned());
         }
         Ok(Risk {

@@ -151,6 +151,11 @@ fn ratio(numerator: f64, denominator: f64) -> Option<f64> {
     (denominator != 0.0).then(|| numerator / denominator)
 }
 
+/// For a number that is computed: one that no `f32` holds, as a ratio to almost nothing may be, gives no value either.
+fn derived<'a>(value: Option<f64>) -> Option<FactValue<'a>> {
+    number(value.filter(|value| (*value as f32).is_finite()))
+}
+
 fn number<'a>(value: Option<f64>) -> Option<FactValue<'a>> {
     value.map(FactValue::Number)
 }
@@ -236,20 +241,20 @@ pub static FACTS: &[FactDefinition] = &[
         r.lines.ordered.map(|_| FactValue::Number(r.lines.n_short as f64))
     }),
     fact("short_quantity", Number, "units", "`ordered` minus `available` over short lines", |r| {
-        r.lines.ordered.map(|_| FactValue::Number(r.lines.short))
+        derived(r.lines.ordered.map(|_| r.lines.short))
     }),
     fact("short_share", Number, "share", "short quantity of the quantity ordered", |r| {
-        number(ratio(r.lines.short, r.lines.ordered?))
+        derived(ratio(r.lines.short, r.lines.ordered?))
     }),
     fact(
         "short_value",
         Number,
         "order currency",
         "short quantity at its unit price; missing where a short line has no price",
-        |r| number(r.lines.short_value),
+        |r| derived(r.lines.short_value),
     ),
     fact("short_value_share", Number, "share", "short value of `order.value`", |r| {
-        number(ratio(r.lines.short_value?, r.order()?.value?))
+        derived(ratio(r.lines.short_value?, r.order()?.value?))
     }),
     fact(
         "substitutes_available",
@@ -259,7 +264,7 @@ pub static FACTS: &[FactDefinition] = &[
         |r| number(r.lines.substitutes.map(|count| count as f64)),
     ),
     fact("substitute_cover", Number, "share", "short quantity that approved substitutes cover", |r| {
-        number(r.lines.substitute_cover)
+        derived(r.lines.substitute_cover)
     }),
     fact("hours_to_replenishment", Number, "hours", "until the last replenishment of the short lines", |r| {
         r.hours_until(r.lines.replenishment_at)
@@ -276,13 +281,13 @@ pub static FACTS: &[FactDefinition] = &[
     }),
     fact("credit_utilisation", Number, "share", "credit exposure of the limit; missing where the limit is 0", |r| {
         let customer = r.facts.customer.as_ref()?;
-        number(ratio(customer.credit_exposure?, customer.credit_limit?))
+        derived(ratio(customer.credit_exposure?, customer.credit_limit?))
     }),
     fact("credit_utilisation_with_order", Number, "share", "credit exposure and this order's value of the limit", |r| {
         let customer = r.facts.customer.as_ref()?;
-        number(ratio(customer.credit_exposure? + r.order()?.value?, customer.credit_limit?))
+        derived(ratio(customer.credit_exposure? + r.order()?.value?, customer.credit_limit?))
     }),
     fact("freight_share", Number, "share", "freight cost of the order value", |r| {
-        number(ratio(r.facts.shipment.as_ref()?.freight_cost?, r.order()?.value?))
+        derived(ratio(r.facts.shipment.as_ref()?.freight_cost?, r.order()?.value?))
     }),
 ];

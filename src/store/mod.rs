@@ -47,6 +47,22 @@ impl StoreConfig {
         Self { path: path.into(), max_readers: 4, queue_capacity: 1024, max_commit_rows: 64, busy_timeout_ms: 5_000 }
     }
 
+    /// # Errors
+    /// [`StoreError::Config`] with the first size out of range.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let sizes = [
+            ("max_readers", u64::from(self.max_readers), 1_000),
+            ("queue_capacity", self.queue_capacity as u64, 1_000_000),
+            // SQLite takes 32,766 values a statement, and a decision has eight.
+            ("max_commit_rows", self.max_commit_rows as u64, 4_000),
+            ("busy_timeout_ms", self.busy_timeout_ms, 3_600_000),
+        ];
+        match sizes.into_iter().find(|(_, size, max)| !(1..=*max).contains(size)) {
+            Some((field, _, max)) => Err(StoreError::Config { field, max }),
+            None => Ok(()),
+        }
+    }
+
     fn is_in_memory(&self) -> bool {
         self.path == Path::new(IN_MEMORY)
     }
@@ -124,6 +140,15 @@ impl Store {
     /// [`StoreError::InUse`] where another process writes to the file; [`StoreError::Open`] where it cannot be created.
     pub async fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         Ok(Self { backend: Backend::Sqlite(SqliteStore::open(config).await?) })
+    }
+
+    /// Whether the file could be opened for writing, or created, beside whoever writes to it now. Leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`StoreError::Config`], [`StoreError::Open`].
+    pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
+        config.check()?;
+        if config.is_in_memory() { Ok(()) } else { sqlite::check_writable(&config.path) }
     }
 
     /// Opens an existing store beside its writer, for `audit verify` and the like; [`Self::record`] then refuses.

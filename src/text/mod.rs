@@ -1,7 +1,7 @@
 //! From a narrative to token ids: normalise, tokenise off the hot path, truncate and say so.
 //!
 //! [`normalize`] brings a narrative into the one form that tokenizer and lexical features see. [`Tokenizer`] turns it into ids,
-//! synchronously; [`spawn`] puts tokenizers on threads of their own behind a cloneable [`Handle`], because a long narrative takes
+//! synchronously; [`spawn`] puts both on threads of their own behind a cloneable [`Handle`], because a long narrative takes
 //! milliseconds that no async thread has. It refuses to cut silently: a [`TokenCount`] says how much of a text was seen. Next:
 //! `batching`, which takes the ids to the encoder.
 
@@ -12,7 +12,7 @@ mod worker;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use normalize::{NormalizedText, normalize};
+pub use normalize::{NormalizedText, normalize, normalize_within};
 pub use tokenizer::Tokenizer;
 pub use worker::{Handle, spawn};
 
@@ -31,6 +31,13 @@ pub struct TokenizedText {
     pub count: TokenCount,
 }
 
+/// A narrative as the models take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadText {
+    pub text: NormalizedText,
+    pub tokens: TokenizedText,
+}
+
 /// How the tokenizer threads are set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -40,6 +47,19 @@ pub struct TextConfig {
     /// Texts that may wait for a tokenizer; further callers wait for a place instead of being refused, because the encoder's
     /// queue is where overload is answered.
     pub queue_capacity: usize,
+}
+
+impl TextConfig {
+    /// # Errors
+    /// [`TextError::InvalidConfig`] for a zero.
+    pub fn check(&self) -> Result<(), TextError> {
+        for (field, value) in [("workers", self.workers), ("queue_capacity", self.queue_capacity)] {
+            if value == 0 {
+                return Err(TextError::InvalidConfig { field });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for TextConfig {
@@ -59,6 +79,10 @@ pub enum TextError {
     MaxTokensTooSmall { max_tokens: usize },
     #[error("`text.{field}` must be at least 1")]
     InvalidConfig { field: &'static str },
+    #[error("the text has more than {max_chars} characters after normalising")]
+    TooLong { max_chars: usize },
+    #[error("the deadline passed before the text was tokenised")]
+    DeadlineExceeded,
     #[error("the tokenizer refused the text")]
     Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the tokenizer panicked on the text")]

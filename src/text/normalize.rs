@@ -24,22 +24,34 @@ impl NormalizedText {
 /// the C0 and C1 controls that are not white space. The information separators U+001C to U+001F stand between the fields of
 /// machine-made messages and count as white space. The rest is put into NFKC (Unicode Standard Annex 15).
 pub fn normalize(narrative: &str) -> NormalizedText {
+    normalize_within(narrative, usize::MAX).expect("no text has more characters than there are")
+}
+
+/// As [`normalize`], where the result has at most `max_chars` characters; `None` where it would have more. It stops there, because
+/// one character may unfold into eighteen.
+pub fn normalize_within(narrative: &str, max_chars: usize) -> Option<NormalizedText> {
     // Dropping comes first: a joiner between a letter and its accent would otherwise keep the two from composing.
     let visible = narrative.chars().filter(|&character| !is_invisible(character));
     let mut text = String::with_capacity(narrative.len());
     // A space is written only once a visible character follows it, which collapses runs and trims both ends.
     let mut space_pending = false;
+    let mut n_chars = 0_usize;
     for character in visible.nfkc() {
         if is_white_space(character) {
             space_pending = !text.is_empty();
         } else {
             if std::mem::take(&mut space_pending) {
                 text.push(' ');
+                n_chars += 1;
             }
             text.push(character);
+            n_chars += 1;
+            if n_chars > max_chars {
+                return None;
+            }
         }
     }
-    NormalizedText(text.into())
+    Some(NormalizedText(text.into()))
 }
 
 fn is_white_space(character: char) -> bool {
@@ -96,6 +108,22 @@ mod tests {
         check("cafe\u{301} and cafe\u{200d}\u{301}", "caf\u{e9} and caf\u{e9}");
         check("warning \u{26a0}\u{fe0f} sign", "warning \u{26a0} sign");
         check("Größe, 数量不足, нехватка", "Größe, 数量不足, нехватка");
+    }
+
+    #[test]
+    fn the_bound_counts_what_comes_out() {
+        #[track_caller]
+        fn check(narrative: &str, max_chars: usize, expected: Option<&str>) {
+            let text = normalize_within(narrative, max_chars);
+            assert_eq!(text.as_ref().map(NormalizedText::as_str), expected, "{narrative:?} within {max_chars}");
+        }
+
+        check("  a   b  ", 3, Some("a b"));
+        check("  a   b  ", 2, None);
+        check("\u{200b}\u{200b}\u{200b}ab", 2, Some("ab"));
+        check("\u{fb01}", 1, None);
+        check("\u{fdfa}", 17, None);
+        check("\u{fdfa}", 18, Some(normalize("\u{fdfa}").as_str()));
     }
 
     #[test]

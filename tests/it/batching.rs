@@ -177,6 +177,36 @@ async fn a_full_queue_answers_at_once_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn a_text_whose_deadline_cannot_be_kept_is_refused_at_once() {
+    let house = house(1, true, 100, 1_000);
+    let timed = house.occupy().await;
+    // At least a fifth of a second for one token: the only rate this queue has seen.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    house.open_gate(1);
+    assert!(timed.await.unwrap().is_ok());
+    let busy = house.call(1, 1, None).await;
+    assert_eq!(house.batches.recv().unwrap(), [1]);
+    let waiting = house.call(2, 50, None).await;
+
+    // Ten seconds of work stand before it; a deadline in the next hour leaves time for that, one in five seconds does not.
+    let soon = Instant::now() + Duration::from_secs(5);
+    match house.handle.encode(vec![3], Some(soon)).await {
+        Err(BatchingError::QueueTooSlow { retry_after }) => {
+            assert!(retry_after >= Duration::from_secs(5) && retry_after <= Duration::from_secs(30), "{retry_after:?}");
+            assert!(house.handle.retry_after() == retry_after);
+        }
+        other => panic!("{other:?}"),
+    }
+    let patient = house.call(4, 1, Some(Instant::now() + Duration::from_secs(3_600))).await;
+    // What waits does not stand before one that is more urgent.
+    let urgent = house.call(5, 1, Some(Instant::now() + Duration::from_secs(1))).await;
+    house.open_gate(3);
+    for call in [busy, waiting, patient, urgent] {
+        assert!(call.await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test]
 async fn a_caller_who_has_gone_makes_room_and_costs_nothing() {
     let house = house(1, true, 10, 1);
     let first = house.occupy().await;

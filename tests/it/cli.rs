@@ -22,10 +22,16 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
+        Self::with(|_, _| {})
+    }
+
+    /// With a configuration that `adjust` has changed; it is told the directory.
+    fn with(adjust: impl FnOnce(&mut RawConfig, &Path)) -> Self {
         let directory = TempDir::new().unwrap();
         let mut config = raw_config();
         config.store.path = directory.path().join("sluice.db");
         config.log.level = "warn".to_owned();
+        adjust(&mut config, directory.path());
         std::fs::write(directory.path().join("sluice.toml"), config.to_toml()).unwrap();
         Self { directory }
     }
@@ -118,6 +124,46 @@ fn a_configuration_that_could_not_work_is_refused_by_its_key() {
     assert!(desk.run(&["config", "check"], 2).contains("sluice.toml"));
     let output = Desk::new().command(&["config", "check"]).env("SLUICE__SERVER__LISTN", "x").output().unwrap();
     assert!(output.status.code() == Some(2) && String::from_utf8_lossy(&output.stderr).contains("listn"));
+}
+
+#[test]
+fn a_configuration_with_which_the_service_would_not_start_is_refused() {
+    #[track_caller]
+    fn check(expected: &str, adjust: impl FnOnce(&mut RawConfig, &Path)) {
+        let desk = Desk::with(adjust);
+        for command in [["config", "check"].as_slice(), &["serve"]] {
+            let message = desk.run(command, 2);
+            assert!(message.contains(expected), "{command:?}: {message}");
+        }
+    }
+
+    check("no-bundle", |config, directory| config.bundle.path = directory.join("no-bundle"));
+    check("no-policy.toml", |config, directory| config.policy.path = Some(directory.join("no-policy.toml")));
+    check("the policy was refused", |config, directory| {
+        let path = directory.join("policy.toml");
+        std::fs::write(&path, "version = \"1\"\n").unwrap();
+        config.policy.path = Some(path);
+    });
+    check("not-a-folder", |config, directory| {
+        std::fs::write(directory.join("not-a-folder"), "").unwrap();
+        config.store.path = directory.join("not-a-folder/below/sluice.db");
+    });
+    check("cannot be opened", |config, directory| config.store.path = directory.to_owned());
+    check("store.max_readers", |config, _| config.store.max_readers = 0);
+    check("`max_tokens` is 0", |config, _| config.encoder.max_tokens = 0);
+    check("`encoder.max_tokens` is 9999", |config, _| config.encoder.max_tokens = 9_999);
+    check("batching.max_batch_tokens", |config, _| config.batching.max_batch_tokens = 0);
+    check("text.workers", |config, _| config.text.workers = 0);
+}
+
+#[test]
+fn checking_a_configuration_leaves_nothing_behind_and_disturbs_nobody() {
+    let desk = Desk::with(|config, directory| config.store.path = directory.join("data/new/sluice.db"));
+    desk.run(&["config", "check"], 0);
+    let names: Vec<_> = std::fs::read_dir(desk.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["sluice.toml"]);
+    let _service = desk.serve();
+    desk.run(&["config", "check"], 0);
 }
 
 #[test]

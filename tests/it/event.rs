@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluice::event::{
-    Attribute, Customer, Event, EventError, EventLimits, EventWire, Order, OrderLine, Shipment, Substitute, split_events,
+    Attribute, Customer, Event, EventError, EventLimits, EventWire, MAX_ENTRIES, Order, OrderLine, Shipment, Substitute,
+    split_array, split_events,
 };
 use time::{OffsetDateTime, UtcOffset};
 
@@ -228,6 +229,28 @@ fn a_number_must_be_finite_and_a_quantity_not_negative() {
 }
 
 #[test]
+fn a_number_that_no_model_can_hold_is_refused_at_its_field() {
+    for number in ["1e308", "-1e39"] {
+        check(with(&format!(r#""order": {{"margin": {number}}}"#)), "order.margin", "between -3.4e38 and 3.4e38");
+        check(with(&format!(r#""attributes": {{"weight": {number}}}"#)), "attributes.weight", "between -3.4e38 and 3.4e38");
+        check(with(&format!(r#""customer": {{"credit_exposure": {number}}}"#)), "customer.credit_exposure", "between -3.4e38");
+    }
+    assert!(read(with(r#""order": {"margin": 3.4e38}"#).as_bytes()).is_ok());
+}
+
+#[test]
+fn a_list_is_not_read_past_what_any_limit_accepts() {
+    // The last element is not JSON: what refuses the list does not come that far.
+    let many = |element: &str| format!("{} oops", format!("{element},").repeat(MAX_ENTRIES + 1));
+    check(with(&format!(r#""order": {{"lines": [{}"#, many("{}"))), "order.lines", "at most 10000 entries");
+    let substitutes = many(r#"{"sku":""}"#);
+    check(with(&format!(r#""order": {{"lines": [{{"substitutes": [{substitutes}"#)), "order.lines[0].substitutes", "at most 10000");
+    let attributes: String = (0..=MAX_ENTRIES).map(|idx| format!("\"{idx}\":1,")).collect();
+    let error = EventWire::from_json(with(&format!(r#""attributes": {{{attributes} oops"#)).as_bytes()).unwrap_err();
+    assert!(error.field.starts_with("attributes") && error.message.contains("at most 10000 entries"), "{error:?}");
+}
+
+#[test]
 fn a_text_or_list_out_of_bounds_is_refused_and_never_cut() {
     let mut body = full();
     body["narrative"] = json!("ü".repeat(1_000));
@@ -266,7 +289,7 @@ fn what_is_missing_may_be_left_out_or_null() {
 // ---------------------------------------------------------------- the envelope of a batch
 
 fn split(body: &str) -> Result<Vec<&str>, EventError> {
-    Ok(split_events(body.as_bytes())?.into_iter().map(|item| std::str::from_utf8(item).unwrap()).collect())
+    Ok(split_events(body.as_bytes(), usize::MAX)?.into_iter().map(|item| std::str::from_utf8(item).unwrap()).collect())
 }
 
 #[test]
@@ -283,6 +306,37 @@ fn a_batch_is_cut_at_its_own_commas_only() {
     check(r#"{"events":["\"", "\\", "\\\", ]"]}"#, &[r#""\"""#, r#""\\""#, r#""\\\", ]""#]);
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     check(&format!(r#"{{"events":[{deep}, 1]}}"#), &[&deep, "1"]);
+}
+
+#[test]
+fn a_bare_array_is_cut_the_same_way() {
+    let check = |body: &str, items: &[&str]| {
+        let split = split_array(body.as_bytes(), usize::MAX).unwrap();
+        assert_eq!(split, items.iter().map(|item| item.as_bytes()).collect::<Vec<_>>(), "{body}");
+    };
+    check("[]", &[]);
+    check(r#" [ {"a": NaN} , "x, y]" ,{oops}] "#, &[r#"{"a": NaN}"#, r#""x, y]""#, "{oops}"]);
+    for body in ["", "{", "[1", "[1] 2", "nul"] {
+        assert!(split_array(body.as_bytes(), usize::MAX).unwrap_err().malformed, "{body}");
+    }
+    for body in ["{}", "null", "\"text\""] {
+        let error = split_array(body.as_bytes(), usize::MAX).unwrap_err();
+        assert_eq!((error.malformed, error.field.as_str()), (false, ""), "{body}");
+    }
+}
+
+#[test]
+fn an_item_too_many_ends_the_reading() {
+    for n_items in [0, 1, 3] {
+        let items = vec!["1"; n_items].join(",");
+        assert_eq!(split_events(format!("{{\"events\":[{items}]}}").as_bytes(), 3).unwrap().len(), n_items);
+        assert_eq!(split_array(format!("[{items}]").as_bytes(), 3).unwrap().len(), n_items);
+    }
+    // What follows the item too many has no certain end, and is not looked at.
+    let error = split_events(br#"{"events":[1,1,1,1,]]]"#, 3).unwrap_err();
+    assert_eq!((error.field.as_str(), error.malformed), ("events", false));
+    assert!(error.message.contains("at most 3 events"), "{error}");
+    assert!(!split_array(b"[1,1,1,1,]]]", 3).unwrap_err().malformed);
 }
 
 #[test]
@@ -311,7 +365,7 @@ fn a_bad_item_leaves_its_neighbours_alone() {
         assert!(read(bad.as_bytes()).is_err(), "{bad}");
     }
     let bytes = [br#"{"events":[1,{"a":""#.as_slice(), b"\xff\xc3", br#""},2]}"#].concat();
-    assert_eq!(split_events(&bytes).unwrap().len(), 3, "bytes that are no text are the item's own fault");
+    assert_eq!(split_events(&bytes, usize::MAX).unwrap().len(), 3, "bytes that are no text are the item's own fault");
 }
 
 #[test]
@@ -608,7 +662,7 @@ proptest! {
         }
         let body = [br#"{"events":["#.as_slice(), &items.join(&b","[..]), b"]}"].concat();
         // A comma at the item's own level is two items by the caller's own word.
-        if let Ok(split) = split_events(&body) && split.len() == items.len() {
+        if let Ok(split) = split_events(&body, usize::MAX) && split.len() == items.len() {
             prop_assert_eq!(split[0], &items[0][..]);
             prop_assert_eq!(split[2], &items[2][..]);
         }
@@ -617,9 +671,11 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), structure in "[\\[\\]{}\",:\\\\ aN1]{0,60}") {
         let _ = read(&bytes);
-        let _ = split_events(&bytes);
-        let _ = split_events(format!("{{\"events\":[{structure}").as_bytes());
-        if let Ok(items) = split_events(format!("{{\"events\":[{structure}]}}").as_bytes()) {
+        let _ = split_events(&bytes, 3);
+        let _ = split_array(&bytes, 3);
+        let _ = split_events(format!("{{\"events\":[{structure}").as_bytes(), 3);
+        let _ = split_array(format!("[{structure}]").as_bytes(), 3);
+        if let Ok(items) = split_events(format!("{{\"events\":[{structure}]}}").as_bytes(), usize::MAX) {
             prop_assert!(items.iter().all(|item| !item.is_empty() && item.trim_ascii() == *item));
         }
     }

@@ -84,6 +84,12 @@ async fn bad_input_is_a_problem_that_names_the_field() {
         Bad::json(event_with("/narrative", json!(42)), "narrative"),
         Bad::json(event_with("/narrative", Value::Null), "narrative"),
         Bad::json(event_with("/narrative", json!("x".repeat(50_000))), "narrative"),
+        Bad::json(event_with("/narrative", json!("\u{fdfa}".repeat(31_900))), "narrative"),
+        Bad::json(event_with("/order/margin", json!(1e308)), "order.margin"),
+        Bad::json(
+            r#"{"narrative": "x", "order": {"lines": [LINES]}}"#.replace("LINES", &vec!["{}"; 20_000].join(",")),
+            "order.lines",
+        ),
         Bad::json(event_with("/colour", json!("red")), "colour"),
         Bad::json(event_with("/order/colour", json!("red")), "order.colour"),
         Bad::json(event_with("/order/lines/0/colour", json!("red")), "order.lines[0].colour"),
@@ -139,6 +145,8 @@ async fn a_bad_batch_is_a_problem_as_a_whole() {
         Bad { field: None, ..Bad::json("[]", "") },
         Bad::json(json!({"events": {}}), "events"),
         Bad::json(json!({"events": many}), "events"),
+        // What follows the event too many is not looked at.
+        Bad::json(format!("{{\"events\":[{}oops", "1,".repeat(100_000)), "events"),
         Bad::typed(Some("text/plain")),
         Bad::typed(Some("application/cloudevents+json")),
     ];
@@ -174,6 +182,7 @@ async fn a_wrong_address_or_method_is_a_problem() {
         check("POST", path, (405, "method_not_allowed"), Some("GET,HEAD")).await;
     }
     check("GET", "/v1/decisions/nobody", (404, "not_found"), None).await;
+    check("GET", "/docs/%ff", (404, "not_found"), None).await;
     check("GET", "/v1/decisions/%ff", (422, "invalid_request"), None).await;
     check("GET", "/livez?verbose=1", (422, "invalid_request"), None).await;
     check("POST", "/v1/classify?colour=red", (422, "invalid_request"), None).await;
@@ -281,6 +290,145 @@ async fn a_batch_with_four_bad_items_answers_the_others_as_if_alone() {
     }
 }
 
+#[tokio::test]
+async fn within_a_batch_the_earlier_of_two_events_with_one_key_wins() {
+    let api = shared();
+    for round in 0..4 {
+        // Of each key: an event, another body, the event again, and yet another body.
+        let keys: Vec<Value> = (0..4).map(|_| event()).collect();
+        let mut events = Vec::new();
+        for copy in 0..4 {
+            for event in &keys {
+                let mut event = event.clone();
+                if copy % 2 == 1 {
+                    event["order"]["value"] = (20_000 + copy).into();
+                }
+                events.push(event);
+            }
+        }
+        let results = if round % 2 == 0 {
+            api.post_ok("/v1/recommend/batch", &json!({"events": events})).await["results"].as_array().unwrap().clone()
+        } else {
+            let lines: Vec<String> = events.iter().map(Value::to_string).collect();
+            let request = api.request("POST", "/v1/recommend/batch").header("content-type", "application/x-ndjson");
+            let text = api.send(request.body(lines.join("\n"))).await.text;
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+        for (idx, result) in results.iter().enumerate() {
+            let first = &results[idx % 4]["body"];
+            assert_eq!(first["replayed"], false);
+            match idx / 4 {
+                0 => assert_eq!(result["status"], 200),
+                2 => {
+                    assert_eq!((&result["body"]["decision_id"], &result["body"]["replayed"]), (&first["decision_id"], &json!(true)))
+                }
+                _ => assert_eq!((&result["status"], &result["problem"]["code"]), (&json!(409), &json!("conflict"))),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_json_batch_says_where_its_time_went_and_a_stream_cannot() {
+    let api = shared();
+    for path in ["/v1/classify/batch", "/v1/recommend/batch"] {
+        let events: Vec<Value> = (0..3).map(|_| event()).collect();
+        let answer = api.post(path, &json!({"events": events})).await;
+        let timing = &answer.headers["server-timing"];
+        let milliseconds = |room: &str| -> f64 {
+            let entry = timing.split(", ").find_map(|entry| entry.strip_prefix(&format!("{room};dur="))).unwrap();
+            entry.parse().unwrap()
+        };
+        assert!(milliseconds("encode") > 0.0 && milliseconds("total") >= milliseconds("encode"), "{timing}");
+        assert_eq!(milliseconds("commit") > 0.0, path.contains("recommend"), "{timing}");
+    }
+    let request = api.request("POST", "/v1/classify/batch").header("content-type", "application/x-ndjson");
+    let streamed = api.send(request.body(json!({"narrative": NARRATIVES[0]}).to_string())).await;
+    assert_eq!((streamed.status, streamed.headers.get("server-timing")), (200, None));
+}
+
+#[tokio::test]
+async fn one_bad_cloud_event_fails_no_neighbour() {
+    let api = shared();
+    let envelope = |id: &str| {
+        json!({"specversion": "1.0", "type": "t", "id": id, "source": "s", "data": {"narrative": NARRATIVES[0]}}).to_string()
+    };
+    let nan = envelope("b").replace(r#"{"narrative""#, r#"{"order":{"value":NaN},"narrative""#);
+    let body = format!("[{},{nan},{{oops}},{}]", envelope("a"), envelope("c"));
+    let request = api.request("POST", "/v1/classify/batch").header("content-type", "application/cloudevents-batch+json");
+    let results = api.send(request.body(body)).await.json()["results"].clone();
+    let statuses: Vec<&Value> = results.as_array().unwrap().iter().map(|result| &result["status"]).collect();
+    assert_eq!(statuses, [200, 400, 400, 200]);
+    assert_eq!(results[3]["body"]["event_id"], "c");
+    for (body, status) in [("{}", 422), ("[", 400), (&format!("[{}oops", "1,".repeat(100_000)), 422)] {
+        let request = api.request("POST", "/v1/classify/batch").header("content-type", "application/cloudevents-batch+json");
+        assert_eq!(api.send(request.body(body.to_owned())).await.status, status);
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_held_back_keep_only_large_ones_out() {
+    let app = TestApp::spawn(|config| {
+        config.server.max_buffered_bytes = 256 << 10;
+        config.server.max_body_bytes = 128 << 10;
+        config.server.max_line_bytes = 64 << 10;
+    })
+    .await;
+    let attributes: serde_json::Map<String, Value> = (0..200).map(|idx| (format!("a{idx}"), "x".repeat(256).into())).collect();
+    let large = event_with("/attributes", attributes.into());
+    let mut slow = TcpStream::connect(app.api.address).await.unwrap();
+    let head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 130000\r\n\r\n";
+    slow.write_all(head).await.unwrap();
+    slow.write_all(&[b' '; 120_000]).await.unwrap();
+
+    // Until the service has read what the slow caller sent, and again once the slow caller has gone.
+    async fn until(api: &Api, event: &Value, status: u16) {
+        let reached = async { while api.post("/v1/classify", event).await.status != status {} };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap();
+    }
+
+    until(&app.api, &large, 429).await;
+    let refused = app.api.post("/v1/classify", &large).await;
+    assert!(refused.problem().retryable && refused.headers.contains_key("retry-after"));
+    assert_eq!(app.api.post("/v1/classify", &event()).await.status, 200);
+    drop(slow);
+    until(&app.api, &large, 200).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_too_many_is_refused_until_another_ends() {
+    let app = TestApp::spawn(|config| config.server.max_streams = 1).await;
+    let open = async || {
+        let (line_tx, line_rx) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(1);
+        let lines = futures_util::stream::unfold(line_rx, async |mut line_rx| Some((line_rx.recv().await?, line_rx)));
+        let request = app.api.request("POST", "/v1/classify/batch").header("content-type", "application/x-ndjson");
+        let response = request.body(reqwest::Body::wrap_stream(lines)).send().await.unwrap();
+        (response.status().as_u16(), line_tx, response)
+    };
+    let first = open().await;
+    assert_eq!((first.0, open().await.0), (200, 429));
+    drop(first);
+    let reopened = async { while open().await.0 != 200 {} };
+    tokio::time::timeout(PATIENCE, reopened).await.unwrap();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_who_takes_no_answer_is_left() {
+    let app = TestApp::spawn(|config| config.server.write_timeout_ms = 200).await;
+    let mut stream = TcpStream::connect(app.api.address).await.unwrap();
+    let head =
+        b"POST /v1/classify/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    // Each line is answered with a problem that is many times as long, and none is ever read.
+    let lines = "x\n".repeat(0x800);
+    let chunk = format!("{:x}\r\n{lines}\r\n", lines.len());
+    let writing = async { while stream.write_all(chunk.as_bytes()).await.is_ok() {} };
+    assert!(tokio::time::timeout(PATIENCE, writing).await.is_ok(), "the connection lives on");
+    app.stop().await;
+}
+
 /// Two answers to one event say the same.
 #[track_caller]
 fn check_same_answer(left: &Value, right: &Value) {
@@ -383,8 +531,10 @@ async fn a_request_id_is_kept_or_given() {
 
 #[tokio::test]
 async fn a_deadline_is_honoured() {
-    async fn check(deadline: &str, narrative: &str, expected: u16) {
-        let api = shared();
+    // One of its own: where others wait before it, a deadline that cannot be kept is refused as overload instead.
+    let app = TestApp::spawn(|_| {}).await;
+    let api = &app.api;
+    let check = async |deadline: &str, narrative: &str, expected: u16| {
         for path in ["/v1/classify", "/v1/recommend"] {
             let event = event_with("/narrative", json!(narrative));
             let answer = api.send(api.json_request(path, event.to_string()).header("x-deadline-ms", deadline)).await;
@@ -395,7 +545,7 @@ async fn a_deadline_is_honoured() {
                 _ => {}
             }
         }
-    }
+    };
 
     for malformed in ["soon", "-1", "1.5", "", "99999999999999999999999"] {
         check(malformed, NARRATIVES[0], 422).await;
@@ -404,6 +554,7 @@ async fn a_deadline_is_honoured() {
     check("1", &long_narrative(), 504).await;
     check("60000", NARRATIVES[0], 200).await;
     check("18446744073709551615", NARRATIVES[0], 200).await;
+    app.stop().await;
 }
 
 #[tokio::test]

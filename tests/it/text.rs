@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use sluice::text::{TextConfig, TextError, TokenCount, Tokenizer, normalize, spawn};
+use sluice::text::{ReadText, TextConfig, TextError, TokenCount, Tokenizer, normalize, spawn};
 
 const CLS: u32 = 101;
 const SEP: u32 = 102;
@@ -61,7 +61,7 @@ fn the_control_tokens_of_the_model_cannot_be_typed() {
 
 #[tokio::test]
 async fn the_longest_texts_of_any_script_come_through() {
-    let handle = spawn(tokenizer(256), &TextConfig { workers: 2, queue_capacity: 4 }).unwrap();
+    let handle = spawn(tokenizer(256), &TextConfig { workers: 2, queue_capacity: 4 }, usize::MAX).unwrap();
     let shapes =
         ["a", "short pick ", "数", "!", "\u{1f69a}", "e\u{301}", "\u{fdfa}", "\u{0}", "\u{202e}x ", "aaaaaaaaaaaaaaaaaaa.", "ß "];
     let calls: Vec<_> = shapes
@@ -69,21 +69,22 @@ async fn the_longest_texts_of_any_script_come_through() {
         .map(|shape| {
             let narrative: String = shape.chars().cycle().take(32_000).collect();
             let handle = handle.clone();
-            tokio::spawn(async move { handle.tokenize(normalize(&narrative)).await })
+            tokio::spawn(async move { handle.tokenize(narrative, None).await })
         })
         .collect();
     for (call, shape) in calls.into_iter().zip(shapes) {
-        let tokenized = call.await.unwrap().unwrap();
+        let tokenized = call.await.unwrap().unwrap().tokens;
         assert!(tokenized.count.used <= 256 && tokenized.count.used == tokenized.count.total.min(256), "{shape:?}");
     }
 }
 
 #[tokio::test]
 async fn the_threads_give_what_the_tokenizer_gives() {
-    let handle = spawn(tokenizer(16), &TextConfig::default()).unwrap();
+    let handle = spawn(tokenizer(16), &TextConfig::default(), usize::MAX).unwrap();
     for narrative in ["truck late", "Größe falsch, Ware nass", &"pick ".repeat(100)] {
         let text = normalize(narrative);
-        assert_eq!(handle.tokenize(text.clone()).await.unwrap(), tokenizer(16).tokenize(&text).unwrap());
+        let tokens = tokenizer(16).tokenize(&text).unwrap();
+        assert_eq!(handle.tokenize(narrative.to_owned(), None).await.unwrap(), ReadText { text, tokens });
     }
 }
 

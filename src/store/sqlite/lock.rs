@@ -36,6 +36,26 @@ impl WriterLock {
     }
 }
 
+/// Whether [`WriterLock::acquire`] could create what is missing and write to it, told without creating the file: by an empty file
+/// beside it, or in the nearest folder above that there is, which is removed at once. SQLite needs to create files there anyway.
+///
+/// # Errors
+/// [`StoreError::Open`].
+pub(in crate::store) fn check_writable(path: &Path) -> Result<(), StoreError> {
+    let check = || -> io::Result<()> {
+        match OpenOptions::new().append(true).open(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let folders = path.ancestors().skip(1).map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+        let folder = folders.into_iter().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+        let probe = folder.join(format!(".sluice-check-{}", std::process::id()));
+        OpenOptions::new().create_new(true).write(true).open(&probe)?;
+        std::fs::remove_file(&probe)
+    };
+    check().map_err(|source| StoreError::Open { path: path.to_owned(), source })
+}
+
 /// Creates the directory and an empty file, which SQLite takes for a new database, and follows symbolic links.
 fn create(path: &Path) -> io::Result<PathBuf> {
     if let Some(directory) = path.parent() {

@@ -13,6 +13,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::lock::check_writable;
+
 use self::lock::WriterLock;
 use self::writer::{Job, Writer};
 use super::row::{Row, StoredDecision};
@@ -52,7 +54,7 @@ const BY_ID: &str = "SELECT d.input_hash, d.decision, a.sequence, a.hash \
 
 impl SqliteStore {
     pub(super) async fn open(config: &StoreConfig) -> Result<Self, StoreError> {
-        check(config)?;
+        config.check()?;
         let (lock, options) = if config.is_in_memory() {
             (None, options(config).filename(IN_MEMORY))
         } else {
@@ -76,7 +78,7 @@ impl SqliteStore {
     }
 
     pub(super) async fn open_reader(config: &StoreConfig) -> Result<Self, StoreError> {
-        check(config)?;
+        config.check()?;
         let readers = readers(config, options(config).filename(&config.path)).await?;
         Ok(Self { readers, writer: None })
     }
@@ -169,20 +171,6 @@ impl WriterHandle {
             mpsc::error::SendTimeoutError::Timeout(_) => StoreError::QueueFull,
             mpsc::error::SendTimeoutError::Closed(_) => StoreError::Closed,
         })
-    }
-}
-
-fn check(config: &StoreConfig) -> Result<(), StoreError> {
-    let sizes = [
-        ("max_readers", u64::from(config.max_readers), 1_000),
-        ("queue_capacity", config.queue_capacity as u64, 1_000_000),
-        // SQLite takes 32,766 values a statement, and a decision has eight.
-        ("max_commit_rows", config.max_commit_rows as u64, 4_000),
-        ("busy_timeout_ms", config.busy_timeout_ms, 3_600_000),
-    ];
-    match sizes.into_iter().find(|(_, size, max)| !(1..=*max).contains(size)) {
-        Some((field, _, max)) => Err(StoreError::Config { field, max }),
-        None => Ok(()),
     }
 }
 

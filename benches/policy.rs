@@ -109,6 +109,7 @@ fn classification(taxonomy: &Taxonomy) -> Classification {
         novelty: 0.1,
         owner: Some(taxonomy.types[0].owner.clone()),
         tokens: TokenCount { total: 30, used: 30 },
+        explanation: None,
     }
 }
 

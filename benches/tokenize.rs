@@ -14,7 +14,7 @@ fn tokenize(criterion: &mut Criterion) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tokenizer_json =
         std::fs::read(root.join("models/encoders/minilm-l6-v2/tokenizer.json")).expect("the encoder is checked in");
-    let tokenizer = Tokenizer::from_bytes(&tokenizer_json, 256).expect("the shipped tokenizer is sound");
+    let tokenizer = Tokenizer::from_bytes(&tokenizer_json, 256, 16).expect("the shipped tokenizer is sound");
     let part = std::fs::read_to_string(root.join("training-data/narratives/part-1.jsonl")).expect("the narratives are checked in");
     let narratives: Vec<String> = part
         .lines()

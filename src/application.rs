@@ -214,7 +214,7 @@ pub async fn check(config: &Config) -> Result<(), ApplicationError> {
 
 /// How the case's answer differs from the one its author saw; `None` where it does not.
 async fn golden_difference(pipeline: &Pipeline, case: &GoldenCase, deadline: Option<Instant>) -> Result<Option<String>, Error> {
-    let Assessed { classification, risk, .. } = pipeline.assess(&case.content, deadline).await?;
+    let Assessed { classification, risk, .. } = pipeline.assess(&case.content, deadline, false).await?;
     Ok(case.difference(&classification, risk.as_ref()))
 }
 
@@ -244,7 +244,7 @@ struct Rooms {
 fn load(config: &Config) -> Result<Rooms, ApplicationError> {
     let Bundle { models, encoder: files, golden, .. } = bundle::load(&config.bundle.path)?;
     let policy = policy(&config.policy, &models.taxonomy)?;
-    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens)?;
+    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, config.encoder.max_tokens, config.encoder.max_windows)?;
     let tokenizer = text::spawn(tokenizer, &config.text, config.event.max_narrative_chars)?;
     let prototype = match config.encoder.engine {
         Engine::Candle => CandleEncoder::load_adapted(&files.config, &files.weights, files.adapter.as_deref()),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use crate::batching;
 use crate::bundle::{BundleIdentity, Models};
-use crate::classifier::Classification;
+use crate::classifier::{Classification, Explanation, explain};
 use crate::error::Error;
 use crate::event::{Content, Event};
 use crate::policy::{Disposition, Gate, Policy, PolicyInput, Reason, ReasonCode, Verdict};
@@ -46,7 +47,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Conflict`] where the key was decided with another body, [`Error::Overloaded`], [`Error::DeadlineExceeded`],
     /// [`Error::Event`] for the narrative.
-    pub async fn decide(&self, event: Event, deadline: Option<Instant>) -> Result<Decided, Error> {
+    pub async fn decide(&self, event: Event, deadline: Option<Instant>, explain: bool) -> Result<Decided, Error> {
         let input_hash = event.input_hash();
         let store_reason = match self.store.find(&event.key, &input_hash).await {
             Ok(Some(earlier)) => return Ok(Decided { decision: earlier, timings: Timings::default() }),
@@ -56,7 +57,7 @@ impl Pipeline {
         };
 
         let facts = &event.content.facts;
-        let (classification, mut timings) = match self.classify(&event.content, deadline).await {
+        let (classification, mut timings) = match self.classify(&event.content, deadline, explain).await {
             Ok(classified) => (Some(classified.classification), classified.timings),
             Err(refusal @ (Error::Overloaded { .. } | Error::DeadlineExceeded | Error::Event(_))) => return Err(refusal),
             Err(error) => {
@@ -119,27 +120,47 @@ impl Pipeline {
         Ok(Decided { decision, timings })
     }
 
-    /// Names what blocks the order, from the narrative alone.
+    /// Names what blocks the order, from the narrative alone; where `explain` asks for it, with the parts of the narrative that
+    /// carried the answer, at the cost of [`explain::MAX_SEGMENTS`] further texts.
     ///
     /// # Errors
     /// [`Error::Overloaded`] where the encoder has no room or no time for it, [`Error::DeadlineExceeded`], [`Error::Unavailable`],
     /// [`Error::Event`] where the narrative has too many characters after normalising.
-    pub async fn classify(&self, content: &Content, deadline: Option<Instant>) -> Result<Classified, Error> {
-        let started = Instant::now();
-        let ReadText { text, tokens } = self.tokenizer.tokenize(content.narrative.clone(), deadline).await?;
-        let tokenize = started.elapsed();
-        let encoded = self.encoder.encode(tokens.input_ids, deadline).await?;
-        let classification = self.score(text, tokens.count, encoded.embedding).await?;
-        let timings = Timings { tokenize, queue: encoded.queue, encode: encoded.encode, ..Timings::default() };
-        Ok(Classified { classification, timings })
+    pub async fn classify(&self, content: &Content, deadline: Option<Instant>, explain: bool) -> Result<Classified, Error> {
+        let mut classified = self.read(content.narrative.clone(), deadline).await?;
+        if explain {
+            let classification = &classified.classification;
+            let parts = explain::segments(&classified.text);
+            let without = parts.iter().map(|part| self.read(explain::without(&classified.text, part), deadline));
+            let without = try_join_all(without).await?.into_iter().map(|shortened| shortened.classification);
+            let explanation = Explanation::of(classification, &classified.text, &parts, &without.collect::<Vec<_>>());
+            classified.classification.explanation = explanation;
+        }
+        Ok(classified)
     }
 
-    async fn score(&self, text: NormalizedText, tokens: TokenCount, embedding: Vec<f32>) -> Result<Classification, Error> {
+    /// One narrative through tokenizer, encoder and classifier.
+    async fn read(&self, narrative: String, deadline: Option<Instant>) -> Result<Classified, Error> {
+        let started = Instant::now();
+        let ReadText { text, tokens } = self.tokenizer.tokenize(narrative, deadline).await?;
+        let tokenize = started.elapsed();
+        let windows = tokens.windows.into_iter().map(|window| self.encoder.encode(window, deadline));
+        let encoded = try_join_all(windows).await?;
+        // The windows of a long text are in work together, so the slowest of them is what the caller waited for.
+        let queue = encoded.iter().map(|window| window.queue).max().unwrap_or_default();
+        let encode = encoded.iter().map(|window| window.encode).max().unwrap_or_default();
+        let embeddings = encoded.into_iter().map(|window| window.embedding).collect();
+        let classification = self.score(text.clone(), tokens.count, embeddings).await?;
+        let timings = Timings { tokenize, queue, encode, ..Timings::default() };
+        Ok(Classified { classification, text, timings })
+    }
+
+    async fn score(&self, text: NormalizedText, tokens: TokenCount, embeddings: Vec<Vec<f32>>) -> Result<Classification, Error> {
         if text.as_str().len() <= LONG_TEXT_BYTES {
-            return Ok(self.models.classifier.classify(&text, tokens, &embedding));
+            return Ok(self.models.classifier.classify(&text, tokens, &embeddings));
         }
         let models = Arc::clone(&self.models);
-        let scored = tokio::task::spawn_blocking(move || models.classifier.classify(&text, tokens, &embedding)).await;
+        let scored = tokio::task::spawn_blocking(move || models.classifier.classify(&text, tokens, &embeddings)).await;
         scored.map_err(|_| Error::Internal { invariant: "the classifier does not panic" })
     }
 
@@ -147,8 +168,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Pipeline::classify`].
-    pub async fn assess(&self, content: &Content, deadline: Option<Instant>) -> Result<Assessed, Error> {
-        let Classified { classification, mut timings } = self.classify(content, deadline).await?;
+    pub async fn assess(&self, content: &Content, deadline: Option<Instant>, explain: bool) -> Result<Assessed, Error> {
+        let Classified { classification, mut timings, .. } = self.classify(content, deadline, explain).await?;
         let risk = timings.risk(|| self.assess_risk(content));
         Ok(Assessed { classification, risk, timings })
     }
@@ -194,6 +215,8 @@ fn unrecorded(error: &StoreError) -> Reason {
 #[derive(Debug, Clone)]
 pub struct Classified {
     pub classification: Classification,
+    /// The narrative as the models saw it.
+    pub text: NormalizedText,
     pub timings: Timings,
 }
 

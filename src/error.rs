@@ -143,6 +143,7 @@ impl From<TextError> for Error {
             TextError::InvalidTokenizer(_)
             | TextError::UnsupportedTokenizer { .. }
             | TextError::MaxTokensTooSmall { .. }
+            | TextError::NoWindows
             | TextError::InvalidConfig { .. }
             | TextError::Tokenize(_)
             | TextError::Panicked

@@ -271,6 +271,7 @@ fn ranking(r#type: &str, recommender: &Recommender, taxonomy: &Taxonomy) -> Vec<
         novelty: 0.0,
         owner: None,
         tokens: TokenCount { total: 1, used: 1 },
+        explanation: None,
     };
     let facts = Facts::default();
     let input = RecommendInput { taxonomy, classification: Some(&classification), facts: &facts, risk: None };

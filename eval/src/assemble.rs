@@ -132,7 +132,7 @@ fn golden_cases(directory: &Path, manifest: &Manifest, events: Vec<(String, Even
     let encoded = scoring::encode_texts(&manifest.read_encoder(directory, &artefacts)?, &narratives, None)?;
     let mut cases = Vec::with_capacity(events.len());
     for (((name, event), content), encoded) in events.into_iter().zip(contents).zip(encoded) {
-        let classification = models.classifier.classify(&encoded.text, encoded.tokens, &encoded.embedding);
+        let classification = models.classifier.classify(&encoded.text, encoded.tokens, &encoded.embeddings);
         let risk = models.risk.as_ref().map(|model| model.score(&content.facts)).transpose()?;
         cases.push((name, event, Expected::of(&classification, risk.as_ref())));
     }

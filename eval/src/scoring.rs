@@ -21,8 +21,9 @@ use sluice::text::{NormalizedText, TokenCount, TokenizedText, Tokenizer, normali
 
 use crate::parallel::in_parallel;
 
-/// Tokens of a text that the encoder sees; as served by default.
+/// Tokens of a window and windows of a text; as served by default.
 pub const MAX_TOKENS: usize = 256;
+pub const MAX_WINDOWS: usize = 16;
 
 /// The encoder of a bundle that names none.
 pub const DEFAULT_ENCODER: &str = "models/encoders/minilm-l6-v2";
@@ -52,8 +53,8 @@ fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
 pub struct EncodedText {
     pub text: NormalizedText,
     pub tokens: TokenCount,
-    /// Shape `(hidden_size,)`.
-    pub embedding: Vec<f32>,
+    /// Of each window, shape `(hidden_size,)`.
+    pub embeddings: Vec<Vec<f32>>,
 }
 
 /// Normalises, tokenises and embeds every text, with a progress bar.
@@ -66,14 +67,15 @@ pub fn encode_texts(encoder: &EncoderFiles, texts: &[&str], cache: Option<&Path>
     let engine = CandleEncoder::load_adapted(&encoder.config, &encoder.weights, encoder.adapter.as_deref())?;
     let mut cache = Cache::open(cache, encoder)?;
     let texts = tokenize(encoder, texts)?;
-    let missing: Vec<&TokenizedText> = texts.iter().map(|text| &text.1).filter(|text| cache.find(text).is_none()).collect();
-    for (text, embedding) in missing.iter().zip(embed(&engine, &missing)?) {
-        cache.insert(text, embedding);
+    let windows = texts.iter().flat_map(|text| &text.1.windows).map(Vec::as_slice);
+    let missing: Vec<&[u32]> = windows.filter(|window| cache.find(window).is_none()).collect();
+    for (window, embedding) in missing.iter().zip(embed(&engine, &missing)?) {
+        cache.insert(window, embedding);
     }
     cache.save(engine.hidden_size())?;
     let encoded = texts.into_iter().map(|(text, tokenized)| {
-        let embedding = cache.find(&tokenized).expect("every text was found or embedded").clone();
-        EncodedText { text, tokens: tokenized.count, embedding }
+        let found = |window: &Vec<u32>| cache.find(window).expect("every window was found or embedded").clone();
+        EncodedText { text, tokens: tokenized.count, embeddings: tokenized.windows.iter().map(found).collect() }
     });
     Ok(encoded.collect())
 }
@@ -83,7 +85,7 @@ pub fn encode_texts(encoder: &EncoderFiles, texts: &[&str], cache: Option<&Path>
 /// # Errors
 /// A tokenizer that cannot be loaded or refuses a text.
 pub fn tokenize(encoder: &EncoderFiles, texts: &[&str]) -> Result<Vec<(NormalizedText, TokenizedText)>> {
-    let tokenizer = Tokenizer::from_bytes(&encoder.tokenizer, MAX_TOKENS)?;
+    let tokenizer = Tokenizer::from_bytes(&encoder.tokenizer, MAX_TOKENS, MAX_WINDOWS)?;
     let tokenize = |text: &&str| {
         let text = normalize(text);
         let tokenized = tokenizer.tokenize(&text)?;
@@ -92,24 +94,24 @@ pub fn tokenize(encoder: &EncoderFiles, texts: &[&str]) -> Result<Vec<(Normalize
     texts.iter().map(tokenize).collect()
 }
 
-/// Embeds every text on every core, with a progress bar; in the order of the texts.
+/// Embeds every token sequence on every core, with a progress bar; in the order of the sequences.
 ///
 /// # Errors
 /// An encoder that fails.
-pub fn embed(engine: &CandleEncoder, texts: &[&TokenizedText]) -> Result<Vec<Vec<f32>>> {
-    let mut order: Vec<usize> = (0..texts.len()).collect();
-    // Texts of one length share a batch, so all batches cost about the same.
-    order.sort_by_key(|&idx| texts[idx].count.used);
+pub fn embed(engine: &CandleEncoder, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    // Sequences of one length share a batch, so all batches cost about the same.
+    order.sort_by_key(|&idx| sequences[idx].len());
     let chunks: Vec<&[usize]> = order.chunks(CHUNK).collect();
-    let bar = progress(texts.len(), "embedding");
+    let bar = progress(sequences.len(), "embedding");
     let embedded = in_parallel(&chunks, |chunk| {
-        let batch: Vec<TokenizedText> = chunk.iter().map(|&idx| texts[idx].clone()).collect();
+        let batch: Vec<&[u32]> = chunk.iter().map(|&idx| sequences[idx]).collect();
         let embeddings = encode_all(&mut engine.clone(), &batch, MAX_BATCH_TOKENS)?;
         bar.inc(chunk.len() as u64);
         Ok(embeddings)
     })?;
     bar.finish_and_clear();
-    let mut embeddings = vec![Vec::new(); texts.len()];
+    let mut embeddings = vec![Vec::new(); sequences.len()];
     for (&idx, embedding) in order.iter().zip(embedded.into_iter().flatten()) {
         embeddings[idx] = embedding;
     }
@@ -164,10 +166,10 @@ impl ClassifierBundle {
     pub fn classify(&self, texts: &[EncodedText]) -> Result<Vec<Classification>> {
         let hidden_size = self.classifier.hidden_size();
         ensure!(
-            texts.iter().all(|text| text.embedding.len() == hidden_size),
+            texts.iter().flat_map(|text| &text.embeddings).all(|embedding| embedding.len() == hidden_size),
             "the classifier reads embeddings of {hidden_size} numbers; this encoder gives others"
         );
-        Ok(texts.iter().map(|text| self.classifier.classify(&text.text, text.tokens, &text.embedding)).collect())
+        Ok(texts.iter().map(|text| self.classifier.classify(&text.text, text.tokens, &text.embeddings)).collect())
     }
 }
 
@@ -200,21 +202,21 @@ impl Cache {
         Ok(Self { path: path.map(Path::to_owned), salt, embeddings, changed: false })
     }
 
-    fn key(&self, text: &TokenizedText) -> Key {
+    fn key(&self, window: &[u32]) -> Key {
         let mut hasher = Sha256::new_with_prefix(self.salt);
-        for id in &text.input_ids {
+        for id in window {
             hasher.update(id.to_le_bytes());
         }
         let digest: [u8; 32] = hasher.finalize().into();
         *digest.first_chunk().expect("a digest has 32 bytes")
     }
 
-    fn find(&self, text: &TokenizedText) -> Option<&Vec<f32>> {
-        self.embeddings.get(&self.key(text))
+    fn find(&self, window: &[u32]) -> Option<&Vec<f32>> {
+        self.embeddings.get(&self.key(window))
     }
 
-    fn insert(&mut self, text: &TokenizedText, embedding: Vec<f32>) {
-        self.embeddings.insert(self.key(text), embedding);
+    fn insert(&mut self, window: &[u32], embedding: Vec<f32>) {
+        self.embeddings.insert(self.key(window), embedding);
         self.changed = true;
     }
 

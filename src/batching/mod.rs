@@ -13,7 +13,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::encoder::{Encoder, EncoderError, PackedBatch};
-use crate::text::TokenizedText;
 
 pub use batcher::{Handle, spawn};
 pub use queue::{Batch, Entry, Queue};
@@ -86,27 +85,27 @@ pub struct Encoded {
     pub encode: Duration,
 }
 
-/// Encodes texts on the calling thread, in batches of at most `max_batch_tokens` (a longer text makes a batch of its own).
+/// Encodes token sequences on the calling thread, in batches of at most `max_batch_tokens` (a longer one makes a batch of its own).
 ///
-/// Returns one L2-normalised embedding of shape `(hidden_size,)` a text, in the order of `texts`. The same answer as through a
+/// Returns one L2-normalised embedding of shape `(hidden_size,)` a sequence, in their order. The same answer as through a
 /// [`Handle`], for bulk work that has no callers to be fair to.
 ///
 /// # Errors
 /// The first batch's [`EncoderError`] that occurs; sequence indices in it count within that batch.
 pub fn encode_all(
     encoder: &mut dyn Encoder,
-    texts: &[TokenizedText],
+    sequences: &[&[u32]],
     max_batch_tokens: usize,
 ) -> Result<Vec<Vec<f32>>, EncoderError> {
-    let mut embeddings = Vec::with_capacity(texts.len());
-    let mut rest = texts;
+    let mut embeddings = Vec::with_capacity(sequences.len());
+    let mut rest = sequences;
     while !rest.is_empty() {
         let mut batch = PackedBatch::new();
-        while let Some((text, following)) = rest.split_first() {
-            if !batch.is_empty() && batch.n_tokens() + text.input_ids.len() > max_batch_tokens {
+        while let Some((sequence, following)) = rest.split_first() {
+            if !batch.is_empty() && batch.n_tokens() + sequence.len() > max_batch_tokens {
                 break;
             }
-            batch.push(&text.input_ids)?;
+            batch.push(sequence)?;
             rest = following;
         }
         embeddings.extend(encode_batch(encoder, &batch)?);

@@ -37,6 +37,9 @@ pub struct Calibration {
     pub dense_weight: f64,
     /// Share of the probability that belongs to all types alike: no text is so clear that its label could not be another.
     pub uniform_share: f64,
+    /// Tokens of the longest text that this was fitted on. Of a longer one nothing was certified, so its acceptance falls with what
+    /// goes beyond.
+    pub longest_text: usize,
     /// Novelty over which the service abstains.
     pub novelty_threshold: f64,
     /// Probability of being secondary from which a type is shown as such.
@@ -111,9 +114,10 @@ impl Calibration {
         self.novelty.probability(&novelty_features(raw, probabilities))
     }
 
-    /// What the gate compares, 0 to 1. A cut text counts only as much as the encoder saw of it.
+    /// What the gate compares, 0 to 1. A text counts only as far as the encoder saw it and held-out texts reached.
     pub fn acceptance(&self, raw: &RawScores, probabilities: &[f64], novelty: f64, tokens: TokenCount) -> f64 {
-        let seen = if tokens.total == 0 { 1.0 } else { tokens.used.min(tokens.total) as f64 / tokens.total as f64 };
+        let used = tokens.used.min(tokens.total).min(self.longest_text);
+        let seen = if tokens.total == 0 { 1.0 } else { used as f64 / tokens.total as f64 };
         self.acceptance.probability(&acceptance_features(raw, probabilities, novelty)) * seen
     }
 
@@ -238,6 +242,7 @@ mod tests {
             lexical_weight: 2.0,
             dense_weight: 0.5,
             uniform_share: 0.0,
+            longest_text: 300,
             novelty_threshold: 0.5,
             secondary_level: 0.2,
             secondary: Logistic { intercept: 0.0, coefficients: [1.0, 1.0, 0.0] },
@@ -308,7 +313,10 @@ mod tests {
         let sure = acceptance(&raw(-1.0, 1.0), whole);
         check(acceptance(&raw(3.0, 1.0), whole), sure);
         check(acceptance(&raw(-1.0, 0.2), whole), sure);
-        check(acceptance(&raw(-1.0, 1.0), TokenCount { total: 400, used: 256 }), sure);
+        check(acceptance(&raw(-1.0, 1.0), TokenCount { total: 280, used: 256 }), sure);
+        // Longer than any held-out text, though seen whole.
+        check(acceptance(&raw(-1.0, 1.0), TokenCount { total: 301, used: 301 }), sure);
+        assert_eq!(acceptance(&raw(-1.0, 1.0), TokenCount { total: 300, used: 300 }), sure);
     }
 
     #[test]

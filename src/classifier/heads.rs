@@ -8,6 +8,9 @@ use super::ClassifierError;
 use super::calibration::RawScores;
 use super::lexical::Lexicon;
 
+/// Weight of a window that seems to fit no type, beside one that surely fits one with 1.
+const MIN_WINDOW_WEIGHT: f32 = 0.05;
+
 /// A linear map with a bias.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
@@ -129,21 +132,58 @@ impl Heads {
         &self.dense
     }
 
-    /// Scores one normalised text with its embedding of shape `(hidden_size,)`.
+    /// Scores one normalised text with the embeddings of its windows, each of shape `(hidden_size,)`.
     ///
     /// # Panics
-    /// Where the embedding has another length: the bundle checks at load that encoder and classifier fit.
-    pub fn raw_scores(&self, text: &str, embedding: &[f32]) -> RawScores {
-        assert_eq!(embedding.len(), self.hidden_size(), "the embedding fits the classifier");
+    /// Where there is no embedding, or one has another length: the service checks at load that encoder and classifier fit.
+    pub fn raw_scores(&self, text: &str, embeddings: &[Vec<f32>]) -> RawScores {
         let features = self.lexicon.vectorize(text);
         let mut lexical = self.lexical.forward(features.entries.iter().map(|&(feature, value)| (feature as usize, value)));
         let lexical_novelty = lexical.pop().expect("a head has at least two outputs");
-        let mut dense = self.dense.linear.forward(embedding.iter().copied().enumerate());
-        let presence = dense.split_off(self.n_types() + 1);
-        let dense_novelty = dense.pop().expect("`new` counted the outputs");
-        let cosine = |centre: &[f32]| centre.iter().zip(embedding).map(|(centre, value)| centre * value).sum::<f32>();
-        let nearest = self.dense.centres.chunks_exact(embedding.len()).map(cosine).fold(-1.0, f32::max);
-        let class_distance = 1.0 - nearest;
+        let windows: Vec<DenseScores> = embeddings.iter().map(|embedding| self.dense.scores(embedding)).collect();
+        let DenseScores { types: dense, novelty: dense_novelty, presence, class_distance } = pool(windows);
         RawScores { lexical, dense, lexical_novelty, dense_novelty, presence, class_distance, health: features.health }
     }
+}
+
+/// What the head on the embedding says of one window.
+struct DenseScores {
+    types: Vec<f32>,
+    novelty: f32,
+    presence: Vec<f32>,
+    class_distance: f32,
+}
+
+impl DenseHead {
+    fn scores(&self, embedding: &[f32]) -> DenseScores {
+        let hidden_size = self.linear.n_inputs();
+        assert_eq!(embedding.len(), hidden_size, "the embedding fits the classifier");
+        let mut types = self.linear.forward(embedding.iter().copied().enumerate());
+        let presence = types.split_off(types.len() / 2 + 1);
+        let novelty = types.pop().expect("`Heads::new` counted the outputs");
+        let cosine = |centre: &[f32]| centre.iter().zip(embedding).map(|(centre, value)| centre * value).sum::<f32>();
+        let nearest = self.centres.chunks_exact(hidden_size).map(cosine).fold(-1.0, f32::max);
+        DenseScores { types, novelty, presence, class_distance: 1.0 - nearest }
+    }
+}
+
+/// The evidence of all windows of a text: types by how much each window fits any type, so that pages of history do not drown the
+/// paragraph that says what blocks; of the rest, the strongest.
+fn pool(windows: Vec<DenseScores>) -> DenseScores {
+    let weights: Vec<f32> = windows.iter().map(|window| 1.0 / (1.0 + window.novelty.exp()) + MIN_WINDOW_WEIGHT).collect();
+    let total: f32 = weights.iter().sum();
+    let mut windows = windows.into_iter().zip(weights).map(|(window, weight)| (window, weight / total));
+    let (mut pooled, weight) = windows.next().expect("a text has a window");
+    pooled.types.iter_mut().for_each(|logit| *logit *= weight);
+    for (window, weight) in windows {
+        for (sum, logit) in pooled.types.iter_mut().zip(&window.types) {
+            *sum += weight * logit;
+        }
+        for (strongest, logit) in pooled.presence.iter_mut().zip(&window.presence) {
+            *strongest = strongest.max(*logit);
+        }
+        pooled.novelty = pooled.novelty.min(window.novelty);
+        pooled.class_distance = pooled.class_distance.min(window.class_distance);
+    }
+    pooled
 }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ClassifierError;
 
-/// Characters of a text that lexical features look at. 32,000 characters would cost milliseconds, and what the encoder sees
-/// (256 tokens) ends near 1,000; the token count already tells the caller about the cut.
-pub const MAX_CHARACTERS: usize = 4_000;
+/// Characters of a text that lexical features look at: about what 16 windows of the encoder hold. The token count tells the caller
+/// about the cut.
+pub const MAX_CHARACTERS: usize = 16_000;
 
 /// Stands between the two words of a pair with a gap, so that it differs from a pair of neighbours.
 const GAP: u8 = 0x1f;

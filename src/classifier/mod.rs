@@ -8,6 +8,7 @@
 
 mod artefacts;
 pub mod calibration;
+pub mod explain;
 pub mod heads;
 pub mod lexical;
 
@@ -19,6 +20,7 @@ use crate::text::{NormalizedText, TokenCount};
 
 pub use artefacts::{ClassifierArtefacts, ClassifierParts};
 pub use calibration::{Calibration, RawScores};
+pub use explain::Explanation;
 pub use heads::{DenseHead, Heads};
 
 /// What an exception is, as far as its narrative tells.
@@ -43,6 +45,9 @@ pub struct Classification {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     pub tokens: TokenCount,
+    /// What carried the answer; only where the caller asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
 }
 
 /// One type with its calibrated probability.
@@ -96,14 +101,14 @@ impl Classifier {
         &self.parts
     }
 
-    /// Scores one text. `embedding` has shape `(hidden_size,)` and is finite.
+    /// Scores one text with the embeddings of its windows, each of shape `(hidden_size,)` and finite.
     ///
     /// # Panics
-    /// Where the embedding has another length or is not finite, which the encoder room promises.
-    pub fn classify(&self, text: &NormalizedText, tokens: TokenCount, embedding: &[f32]) -> Classification {
-        assert!(embedding.iter().all(|value| value.is_finite()), "the encoder gives finite embeddings");
+    /// Where there is no embedding, or one has another length or is not finite, which the encoder room promises.
+    pub fn classify(&self, text: &NormalizedText, tokens: TokenCount, embeddings: &[Vec<f32>]) -> Classification {
+        assert!(embeddings.iter().flatten().all(|value| value.is_finite()), "the encoder gives finite embeddings");
         let calibration = &self.parts.calibration;
-        let raw = self.parts.heads.raw_scores(text.as_str(), embedding);
+        let raw = self.parts.heads.raw_scores(text.as_str(), embeddings);
         let probabilities = calibration.probabilities(&raw);
         let novelty = calibration.novelty(&raw, &probabilities);
         let acceptance = calibration.acceptance(&raw, &probabilities, novelty, tokens);
@@ -132,6 +137,7 @@ impl Classifier {
             novelty,
             owner: (!abstained).then(|| self.owners[best].clone()),
             tokens,
+            explanation: None,
         }
     }
 }

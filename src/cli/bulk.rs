@@ -99,14 +99,14 @@ async fn answer(pipeline: &Pipeline, limits: &EventLimits, row: Row, task: Task)
             match event.into_content(limits) {
                 Err(error) => Err(error.into()),
                 Ok(content) => pipeline
-                    .assess(&content, None)
+                    .assess(&content, None, false)
                     .await
                     .map(|assessed| json(&ClassifyAnswer::new(event_id, assessed, pipeline.models.identity.clone()))),
             }
         }
         (Ok(event), Task::Recommend) => match event.into_event(limits) {
             Err(error) => Err(error.into()),
-            Ok(event) => pipeline.decide(event, None).await.map(|decided| json(&decided.decision)),
+            Ok(event) => pipeline.decide(event, None, false).await.map(|decided| json(&decided.decision)),
         },
     };
     match answered {

@@ -147,8 +147,10 @@ pub struct EncoderConfig {
     pub engine: Engine,
     /// Engine instances, each on a thread of its own. 0 stands for one a core.
     pub workers: usize,
-    /// Tokens of a text that the encoder sees, special tokens included; MiniLM was trained on 256.
+    /// Tokens that the encoder sees at once, special tokens included; MiniLM was trained on 256.
     pub max_tokens: usize,
+    /// Overlapping windows of `max_tokens` that a longer text is read in; what lies beyond them is not seen, and the answer says so.
+    pub max_windows: usize,
 }
 
 impl EncoderConfig {
@@ -163,7 +165,7 @@ impl EncoderConfig {
 
 impl Default for EncoderConfig {
     fn default() -> Self {
-        Self { engine: Engine::Candle, workers: 0, max_tokens: 256 }
+        Self { engine: Engine::Candle, workers: 0, max_tokens: 256, max_windows: 16 }
     }
 }
 

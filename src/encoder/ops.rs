@@ -588,7 +588,7 @@ mod tests {
 
         let (qkv, hidden_states) = (variable((9, 3 * 24)), variable((9, 24)));
         for cu_seqlens in [&[0, 9][..], &[0, 1, 7, 9]] {
-            let cu_seqlens = cu_seqlens.into();
+            let cu_seqlens: Arc<[usize]> = cu_seqlens.into();
             let slow = slow_attention(&qkv, &cu_seqlens, 3);
             check_gradients(&[&qkv], attention(&qkv, &cu_seqlens, 3).unwrap(), slow);
             let composed = composed::pool(&hidden_states, &cu_seqlens).unwrap();

@@ -25,7 +25,7 @@ use super::context::{Deadline, NoQuery, RequestContext, SERVER_TIMING, server_ti
 use super::docs::{BatchRequest, Problems};
 use super::ndjson;
 use super::problem::Problem;
-use super::service::ClassifyAnswer;
+use super::service::{Ask, ClassifyAnswer};
 use crate::decision::{Decision, Timings};
 use crate::error::{Error, ErrorCode};
 use crate::event::{Content, Event, EventError, EventKey, EventLimits, EventWire, cloudevents, split_array, split_events};
@@ -145,11 +145,11 @@ impl Work {
     ) -> Result<(Box<RawValue>, Timings), Problem> {
         match self {
             Self::Classify(event_id, content) => {
-                let (answer, timings) = state.classify(event_id.clone(), content, deadline.at, permit).await?;
+                let (answer, timings) = state.classify(event_id.clone(), content, Ask::plain(deadline), permit).await?;
                 Ok((raw(&ClassifyResult { status: 200, body: Some(answer), problem: None })?, timings))
             }
             Self::Recommend(event) => {
-                let decided = state.decide(event.clone(), deadline.at, permit).await?;
+                let decided = state.decide(event.clone(), Ask::plain(deadline), permit).await?;
                 Ok((raw(&RecommendResult { status: 200, body: Some(decided.decision), problem: None })?, decided.timings))
             }
         }

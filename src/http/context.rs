@@ -100,6 +100,25 @@ impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
     }
 }
 
+/// Whether the caller asked for the explanation: `?explain=true`. Any other parameter is refused.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Explain(pub(super) bool);
+
+impl<S: Send + Sync> FromRequestParts<S> for Explain {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        match parts.uri.query() {
+            None | Some("" | "explain=false") => Ok(Self(false)),
+            Some("explain=true") => Ok(Self(true)),
+            Some(_) => {
+                let detail = "the only query parameter is `explain`, which is `true` or `false`";
+                Err(Problem::new(ErrorCode::InvalidRequest, detail).with_field("query"))
+            }
+        }
+    }
+}
+
 /// What the outermost layer needs of the service.
 #[derive(Debug, Clone)]
 pub(super) struct Enclosure {

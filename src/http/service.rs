@@ -11,9 +11,11 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::admission::Permit;
 use super::budget::HeldBytes;
+use super::context::Deadline;
 use super::problem::Problem;
 use crate::bundle::BundleIdentity;
 use crate::classifier::Classification;
+use crate::classifier::explain::MAX_SEGMENTS;
 use crate::decision::{Assessed, Decided, Timings};
 use crate::error::Error;
 use crate::event::{Content, Event};
@@ -43,6 +45,26 @@ impl ClassifyAnswer {
     }
 }
 
+/// How an event is to be worked on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask {
+    pub(super) deadline: Instant,
+    /// Whether the answer says what carried it.
+    pub(super) explain: bool,
+}
+
+impl Ask {
+    /// Without explanation, as the items of a batch are answered.
+    pub(super) fn plain(deadline: Deadline) -> Self {
+        Self { deadline: deadline.at, explain: false }
+    }
+
+    /// Texts that go through the encoder: what the event counts as at admission.
+    pub(super) fn n_texts(self) -> usize {
+        if self.explain { 1 + MAX_SEGMENTS } else { 1 }
+    }
+}
+
 impl AppState {
     /// Admits the events of one body.
     ///
@@ -65,10 +87,10 @@ impl AppState {
         &self,
         event_id: Option<String>,
         content: &Content,
-        deadline: Instant,
+        Ask { deadline, explain }: Ask,
         permit: Permit,
     ) -> Result<(ClassifyAnswer, Timings), Problem> {
-        let work = self.pipeline.assess(content, Some(deadline));
+        let work = self.pipeline.assess(content, Some(deadline), explain);
         let assessed = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Error::DeadlineExceeded)??;
         let timings = assessed.timings;
         drop(permit);
@@ -82,10 +104,11 @@ impl AppState {
     ///
     /// # Errors
     /// 409, 429, 500 or 504 as a problem.
-    pub(super) async fn decide(&self, event: Event, deadline: Instant, permit: Permit) -> Result<Decided, Problem> {
+    pub(super) async fn decide(&self, event: Event, ask: Ask, permit: Permit) -> Result<Decided, Problem> {
+        let Ask { deadline, explain } = ask;
         let state = self.clone();
         let work = async move {
-            let decided = state.pipeline.decide(event, Some(deadline)).await;
+            let decided = state.pipeline.decide(event, Some(deadline), explain).await;
             drop(permit);
             if let Ok(decided) = &decided {
                 state.metrics.decision(decided);

@@ -171,6 +171,7 @@ impl Case {
             novelty: self.novelty,
             owner: taxonomy.type_by_code(code).map(|definition| definition.owner.clone()),
             tokens: TokenCount { total: used + self.lost_tokens, used },
+            explanation: None,
         })
     }
 

@@ -1,4 +1,4 @@
-//! From a narrative to token ids: normalise, tokenise off the hot path, truncate and say so.
+//! From a narrative to token ids: normalise, tokenise off the hot path, cut into windows, say what was left out.
 //!
 //! [`normalize`] brings a narrative into the one form that tokenizer and lexical features see. [`Tokenizer`] turns it into ids,
 //! synchronously; [`spawn`] puts both on threads of their own behind a cloneable [`Handle`], because a long narrative takes
@@ -26,8 +26,8 @@ pub struct TokenCount {
 /// A text as the encoder takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedText {
-    /// At most `max_tokens`, special tokens included.
-    pub input_ids: Vec<u32>,
+    /// The text in windows of at most `max_tokens`, special tokens included; one where the text fits. Neighbours overlap.
+    pub windows: Vec<Vec<u32>>,
     pub count: TokenCount,
 }
 
@@ -75,6 +75,8 @@ pub enum TextError {
     InvalidTokenizer(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("`tokenizer.json` does not enclose a text in two special tokens: an empty text gives {n_tokens} tokens")]
     UnsupportedTokenizer { n_tokens: usize },
+    #[error("`max_windows` must be at least 1")]
+    NoWindows,
     #[error("`max_tokens` is {max_tokens}; it must leave room for at least one token between the two special ones")]
     MaxTokensTooSmall { max_tokens: usize },
     #[error("`text.{field}` must be at least 1")]

@@ -121,9 +121,9 @@ mod tests {
     const MAX_CHARS: usize = 100;
 
     fn one_token_a_byte(text: &NormalizedText) -> Result<TokenizedText, TextError> {
-        let input_ids: Vec<u32> = text.as_str().bytes().map(u32::from).collect();
-        let n_tokens = input_ids.len();
-        Ok(TokenizedText { input_ids, count: TokenCount { total: n_tokens, used: n_tokens } })
+        let ids: Vec<u32> = text.as_str().bytes().map(u32::from).collect();
+        let n_tokens = ids.len();
+        Ok(TokenizedText { windows: vec![ids], count: TokenCount { total: n_tokens, used: n_tokens } })
     }
 
     fn config(workers: usize, queue_capacity: usize) -> TextConfig {
@@ -139,7 +139,7 @@ mod tests {
         let handle = spawn_with(tokenize, &config(1, 1), MAX_CHARS).unwrap();
         for _ in 0..3 {
             assert!(matches!(handle.tokenize("poison".to_owned(), None).await, Err(TextError::Panicked)));
-            assert_eq!(handle.tokenize("ab".to_owned(), None).await.unwrap().tokens.input_ids, [97, 98]);
+            assert_eq!(handle.tokenize("ab".to_owned(), None).await.unwrap().tokens.windows, [[97, 98]]);
         }
     }
 
@@ -173,7 +173,7 @@ mod tests {
         }
         for (call, text) in calls.into_iter().zip(&texts) {
             let ids: Vec<u32> = text.bytes().map(u32::from).collect();
-            assert_eq!(call.await.unwrap().unwrap().tokens.input_ids, ids);
+            assert_eq!(call.await.unwrap().unwrap().tokens.windows, [ids]);
         }
     }
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use sluice::batching::{BatchingConfig, BatchingError, Encoded, Handle, SpawnError, encode_all, spawn};
 use sluice::encoder::{Embeddings, Encoder, EncoderConfig, EncoderError, PackedBatch};
-use sluice::text::{TokenCount, TokenizedText};
 use tokio::task::JoinHandle;
 
 /// A text that begins with this makes the engine panic.
@@ -299,12 +298,10 @@ fn what_cannot_work_is_refused_at_the_start() {
 fn encode_all_keeps_the_order_and_the_budget() {
     #[track_caller]
     fn check(lengths: &[usize], max_batch_tokens: usize, expected_batches: &[&[u32]]) {
-        let texts: Vec<TokenizedText> = (0_u32..)
-            .zip(lengths)
-            .map(|(idx, &length)| TokenizedText { input_ids: vec![idx; length], count: TokenCount { total: length, used: length } })
-            .collect();
+        let sequences: Vec<Vec<u32>> = (0_u32..).zip(lengths).map(|(idx, &length)| vec![idx; length]).collect();
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
         let (batches_tx, batches) = channel();
-        let embeddings = encode_all(&mut Double { batches: batches_tx, gate: None }, &texts, max_batch_tokens).unwrap();
+        let embeddings = encode_all(&mut Double { batches: batches_tx, gate: None }, &sequences, max_batch_tokens).unwrap();
         let expected: Vec<_> = lengths.iter().enumerate().map(|(idx, &length)| vec![idx as f32, length as f32]).collect();
         assert_eq!(embeddings, expected);
         assert_eq!(batches.try_iter().collect::<Vec<_>>(), expected_batches);

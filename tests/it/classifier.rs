@@ -58,6 +58,7 @@ fn parts() -> ClassifierParts {
             lexical_weight: 1.0,
             dense_weight: 0.5,
             uniform_share: 0.001,
+            longest_text: 200,
             novelty_threshold: 0.6,
             secondary_level: 0.3,
             secondary: Logistic { intercept: 0.0, coefficients: [1.0, 0.0, 0.0] },
@@ -68,11 +69,31 @@ fn parts() -> ClassifierParts {
 }
 
 fn classify(text: &str) -> Classification {
-    Classifier::new(parts(), &taxonomy()).unwrap().classify(&normalize(text), WHOLE, &[0.6, 0.8])
+    Classifier::new(parts(), &taxonomy()).unwrap().classify(&normalize(text), WHOLE, &[vec![0.6, 0.8]])
 }
 
 fn load(config: &str, weights: &[u8]) -> Result<Classifier, ClassifierError> {
     Classifier::load(&ClassifierArtefacts { config: config.as_bytes(), weights }, &taxonomy())
+}
+
+#[test]
+fn the_windows_of_a_long_text_are_weighed_by_how_much_they_fit() {
+    let (shortfall, damage) = (vec![1.0, 0.0], vec![0.0, 1.0]);
+    let heads = parts().heads;
+    let alone = heads.raw_scores("", std::slice::from_ref(&shortfall));
+    // The same page twice says the same.
+    let twice = heads.raw_scores("", &[shortfall.clone(), shortfall.clone()]);
+    assert!(alone.dense.iter().zip(&twice.dense).all(|(a, b)| (a - b).abs() < 1e-6));
+
+    // A page that fits no type weighs little beside one that does.
+    let weight = vec![4.0, -4.0, -8.0, 1.0, -1.0, -4.0, 4.0, 8.0, -1.0, 1.0];
+    let linear = Linear::new("dense", weight, vec![0.0; 5]).unwrap();
+    let dense = DenseHead { linear, ..heads.dense().clone() };
+    let heads = Heads::new(heads.lexicon().clone(), heads.lexical().clone(), dense).unwrap();
+    let pooled = heads.raw_scores("", &[damage, shortfall]);
+    assert!(pooled.dense[0] > 3.0, "{pooled:?}");
+    assert_eq!((pooled.dense_novelty, pooled.class_distance), (-8.0, 0.0));
+    assert_eq!(pooled.presence, [1.0, 1.0]);
 }
 
 #[test]
@@ -105,8 +126,8 @@ fn a_second_type_over_the_level_is_named() {
 #[test]
 fn lost_tokens_lower_the_acceptance_and_nothing_else() {
     let classifier = Classifier::new(parts(), &taxonomy()).unwrap();
-    let whole = classifier.classify(&normalize("short"), WHOLE, &[0.6, 0.8]);
-    let cut = classifier.classify(&normalize("short"), TokenCount { total: 1_000, used: 250 }, &[0.6, 0.8]);
+    let whole = classifier.classify(&normalize("short"), WHOLE, &[vec![0.6, 0.8]]);
+    let cut = classifier.classify(&normalize("short"), TokenCount { total: 1_000, used: 250 }, &[vec![0.6, 0.8]]);
     assert!((cut.acceptance - 0.25 * whole.acceptance).abs() < 1e-12);
     assert_eq!((cut.score, cut.novelty), (whole.score, whole.novelty));
 }
@@ -125,7 +146,7 @@ fn files_bring_the_classifier_back() {
     let loaded = load(&config, &weights).unwrap();
     // Every number of the parts fits a float16.
     for text in ["short", "broken and missing", "lunch", ""] {
-        assert_eq!(loaded.classify(&normalize(text), WHOLE, &[0.6, 0.8]), classify(text), "{text:?}");
+        assert_eq!(loaded.classify(&normalize(text), WHOLE, &[vec![0.6, 0.8]]), classify(text), "{text:?}");
     }
     assert_eq!(parts().write().unwrap(), (config, weights));
 }

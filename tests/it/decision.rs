@@ -32,7 +32,7 @@ async fn pipeline() -> Arc<Pipeline> {
 
 async fn decide(pipeline: &Pipeline, event: &Value) -> Decided {
     let event = EventWire::from_json(event.to_string().as_bytes()).unwrap().into_event(&LIMITS).unwrap();
-    pipeline.decide(event, None).await.unwrap()
+    pipeline.decide(event, None, false).await.unwrap()
 }
 
 /// The example event that the shipped bundle and policy resolve without a person, under an id of its own. A test that shows how
@@ -112,7 +112,7 @@ async fn a_text_that_unfolds_past_the_limit_is_the_caller_s_to_mend() {
     let pipeline = pipeline().await;
     let event = event_with("/narrative", json!("\u{fdfa}".repeat(31_900)));
     let event = EventWire::from_json(event.to_string().as_bytes()).unwrap().into_event(&LIMITS).unwrap();
-    match pipeline.decide(event, None).await {
+    match pipeline.decide(event, None, false).await {
         Err(Error::Event(error)) => assert_eq!(error.field, "narrative"),
         other => panic!("{other:?}"),
     }
@@ -126,8 +126,9 @@ async fn a_long_text_is_scored_as_a_short_one_is() {
     let classification = decide(&pipeline, &event).await.decision.classification.unwrap();
     let read = pipeline.tokenizer.tokenize(narrative, None).await.unwrap();
     assert!(read.text.as_str().len() > 1_024, "it is long enough for a thread of its own");
-    let embedding = pipeline.encoder.encode(read.tokens.input_ids, None).await.unwrap().embedding;
-    let alone = pipeline.models.classifier.classify(&read.text, read.tokens.count, &embedding);
+    let window = read.tokens.windows.into_iter().next().unwrap();
+    let embedding = pipeline.encoder.encode(window, None).await.unwrap().embedding;
+    let alone = pipeline.models.classifier.classify(&read.text, read.tokens.count, &[embedding]);
     assert_eq!(alone.r#type, classification.r#type);
     assert!((alone.score - classification.score).abs() <= 1e-4);
 }
@@ -194,7 +195,7 @@ async fn without_a_risk_model_a_person_decides() {
     assert_eq!(decision.risk, None);
 
     let content = EventWire::from_json(releasable().to_string().as_bytes()).unwrap().into_content(&LIMITS).unwrap();
-    let assessed = pipeline.assess(&content, None).await.unwrap();
+    let assessed = pipeline.assess(&content, None, false).await.unwrap();
     let answer = ClassifyAnswer::new(None, assessed, pipeline.models.identity.clone());
     let codes: Vec<ReasonCode> = answer.reason_codes.iter().map(|reason| reason.code).collect();
     assert_eq!((answer.risk, codes), (None, vec![ReasonCode::RiskUnavailable]));
@@ -215,7 +216,7 @@ async fn a_passed_deadline_refuses_the_event_and_records_nothing() {
     let pipeline = pipeline().await;
     let event = event();
     let parse = || EventWire::from_json(event.to_string().as_bytes()).unwrap().into_event(&LIMITS).unwrap();
-    let refused = pipeline.decide(parse(), Some(std::time::Instant::now())).await;
+    let refused = pipeline.decide(parse(), Some(std::time::Instant::now()), false).await;
     assert!(matches!(refused, Err(Error::DeadlineExceeded)), "{refused:?}");
-    assert!(!pipeline.decide(parse(), None).await.unwrap().decision.replayed);
+    assert!(!pipeline.decide(parse(), None, false).await.unwrap().decision.replayed);
 }

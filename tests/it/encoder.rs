@@ -21,7 +21,7 @@ static ENCODER: LazyLock<CandleEncoder> = LazyLock::new(|| {
         .unwrap()
 });
 static TOKENIZER: LazyLock<Tokenizer> =
-    LazyLock::new(|| Tokenizer::from_bytes(&read("models/encoders/minilm-l6-v2/tokenizer.json"), 256).unwrap());
+    LazyLock::new(|| Tokenizer::from_bytes(&read("models/encoders/minilm-l6-v2/tokenizer.json"), 256, 1).unwrap());
 
 fn path(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
@@ -41,6 +41,11 @@ fn tokenize(texts: &[String]) -> Vec<TokenizedText> {
     texts.iter().map(|text| TOKENIZER.tokenize(&normalize(text)).unwrap()).collect()
 }
 
+fn encode_texts(tokenized: &[TokenizedText], max_batch_tokens: usize) -> Vec<Vec<f32>> {
+    let sequences: Vec<&[u32]> = tokenized.iter().map(|text| text.windows[0].as_slice()).collect();
+    encode_all(&mut ENCODER.clone(), &sequences, max_batch_tokens).unwrap()
+}
+
 fn cosine(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(left, right)| left * right).sum()
 }
@@ -57,7 +62,7 @@ fn embeddings_agree_with_sentence_transformers() {
     assert_eq!((texts.len(), expected.len(), n_tokens.len()), (50, 50 * 384, 50));
 
     let tokenized = tokenize(&texts);
-    let found = encode_all(&mut ENCODER.clone(), &tokenized, 256).unwrap();
+    let found = encode_texts(&tokenized, 256);
     for (row_idx, text) in texts.iter().enumerate() {
         assert_eq!(normalize(text).as_str(), text, "the fixture holds normalised texts");
         assert_eq!(tokenized[row_idx].count.total, n_tokens[row_idx] as usize, "{text}");
@@ -73,14 +78,14 @@ fn an_embedding_is_the_same_alone_and_in_any_company() {
         .flat_map(|part| field(&format!("training-data/narratives/part-{part}.jsonl"), "narrative").into_iter().step_by(80))
         .collect();
     let tokenized = tokenize(&texts);
-    let alone = encode_all(&mut ENCODER.clone(), &tokenized, 0).unwrap();
+    let alone = encode_texts(&tokenized, 0);
 
     let mut order: Vec<usize> = (0..texts.len()).collect();
     for (max_batch_tokens, stride) in [(128, 1), (512, 37), (4_096, 11)] {
         // Another order each time, hence other neighbours.
         order.sort_by_key(|idx| (idx * stride) % 97);
         let shuffled: Vec<TokenizedText> = order.iter().map(|&idx| tokenized[idx].clone()).collect();
-        let together = encode_all(&mut ENCODER.clone(), &shuffled, max_batch_tokens).unwrap();
+        let together = encode_texts(&shuffled, max_batch_tokens);
         for (&idx, embedding) in order.iter().zip(&together) {
             for (alone, together) in alone[idx].iter().zip(embedding) {
                 assert!((alone - together).abs() <= BATCH_TOLERANCE, "batch of {max_batch_tokens}: {}", texts[idx]);
@@ -92,9 +97,9 @@ fn an_embedding_is_the_same_alone_and_in_any_company() {
 #[test]
 fn engines_on_several_threads_give_the_same_bits() {
     let tokenized = tokenize(&field("tests/fixtures/encoder/texts.jsonl", "text")[..6]);
-    let expected = encode_all(&mut ENCODER.clone(), &tokenized, 256).unwrap();
+    let expected = encode_texts(&tokenized, 256);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| encode_all(&mut ENCODER.clone(), &tokenized, 256).unwrap())).collect();
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| encode_texts(&tokenized, 256))).collect();
         for thread in threads {
             assert_eq!(thread.join().unwrap(), expected);
         }

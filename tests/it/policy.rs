@@ -102,6 +102,7 @@ fn classification(r#type: &str, acceptance: f64) -> Classification {
         novelty: 0.1,
         owner: shared().1.type_by_code(r#type).map(|definition| definition.owner.clone()),
         tokens: TokenCount { total: 20, used: 20 },
+        explanation: None,
     }
 }
 
@@ -480,6 +481,7 @@ fn arbitrary_classification() -> impl Strategy<Value = Option<Classification>> {
         some.map(|(r#type, acceptance, novelty, lost)| Classification {
             novelty,
             tokens: TokenCount { total: 20 + lost, used: 20 },
+            explanation: None,
             ..classification(&r#type, acceptance)
         })
     })

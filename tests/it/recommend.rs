@@ -70,6 +70,7 @@ fn classification(candidates: &[(&str, f64)]) -> Classification {
         novelty: 0.0,
         owner: None,
         tokens: TokenCount { total: 20, used: 20 },
+        explanation: None,
     }
 }
 

@@ -12,7 +12,7 @@ static TOKENIZER_JSON: LazyLock<Vec<u8>> =
     LazyLock::new(|| std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/encoders/minilm-l6-v2/tokenizer.json")).unwrap());
 
 fn tokenizer(max_tokens: usize) -> Tokenizer {
-    Tokenizer::from_bytes(&TOKENIZER_JSON, max_tokens).unwrap()
+    Tokenizer::from_bytes(&TOKENIZER_JSON, max_tokens, 16).unwrap()
 }
 
 #[test]
@@ -20,7 +20,7 @@ fn a_text_stands_between_two_special_tokens_without_padding() {
     #[track_caller]
     fn check(narrative: &str, expected: &[u32]) {
         let tokenized = tokenizer(256).tokenize(&normalize(narrative)).unwrap();
-        assert_eq!(tokenized.input_ids, expected, "{narrative}");
+        assert_eq!(tokenized.windows, [expected], "{narrative}");
         assert_eq!(tokenized.count, TokenCount { total: expected.len(), used: expected.len() });
     }
 
@@ -32,28 +32,50 @@ fn a_text_stands_between_two_special_tokens_without_padding() {
 }
 
 #[test]
-fn a_cut_text_keeps_its_end_token_and_the_count_tells() {
+fn a_long_text_comes_in_windows_and_the_count_tells_what_is_lost() {
     #[track_caller]
-    fn check(n_words: usize, max_tokens: usize, expected: TokenCount) {
+    fn check(n_words: usize, max_tokens: usize, n_windows: usize, expected: TokenCount) {
         let tokenized = tokenizer(max_tokens).tokenize(&normalize(&"pick ".repeat(n_words))).unwrap();
         assert_eq!(tokenized.count, expected);
-        assert_eq!(tokenized.input_ids.len(), expected.used);
-        assert_eq!((tokenized.input_ids[0], tokenized.input_ids[expected.used - 1]), (CLS, SEP));
-        assert!(tokenized.input_ids[1..expected.used - 1].iter().all(|&id| id == 4060));
+        assert_eq!(tokenized.windows.len(), n_windows);
+        for window in &tokenized.windows {
+            assert!(window.len() <= max_tokens && window.len() > 2);
+            assert_eq!((window[0], window[window.len() - 1]), (CLS, SEP));
+            assert!(window[1..window.len() - 1].iter().all(|&id| id == 4060));
+        }
     }
 
-    check(253, 256, TokenCount { total: 255, used: 255 });
-    check(254, 256, TokenCount { total: 256, used: 256 });
-    check(255, 256, TokenCount { total: 257, used: 256 });
-    check(6_400, 256, TokenCount { total: 6_402, used: 256 });
-    check(2, 3, TokenCount { total: 4, used: 3 });
+    check(253, 256, 1, TokenCount { total: 255, used: 255 });
+    check(254, 256, 1, TokenCount { total: 256, used: 256 });
+    check(255, 256, 2, TokenCount { total: 257, used: 257 });
+    check(254 + 222, 256, 2, TokenCount { total: 478, used: 478 });
+    check(254 + 223, 256, 3, TokenCount { total: 479, used: 479 });
+    // Sixteen windows: 254 tokens and 15 steps of 222.
+    check(6_400, 256, 16, TokenCount { total: 6_402, used: 254 + 15 * 222 + 2 });
+    check(2, 3, 2, TokenCount { total: 4, used: 4 });
+}
+
+#[test]
+fn windows_cover_a_text_without_a_hole() {
+    let narrative: String = (0..900).map(|n| format!("{n} ")).collect();
+    let whole = &tokenizer(100_000).tokenize(&normalize(&narrative)).unwrap().windows[0];
+    let cut = tokenizer(128).tokenize(&normalize(&narrative)).unwrap();
+    let mut joined = vec![CLS];
+    for (idx, window) in cut.windows.iter().enumerate() {
+        let inner = &window[1..window.len() - 1];
+        // Neighbours share a quarter of the small window.
+        joined.extend(&inner[if idx == 0 { 0 } else { 126 / 4 }..]);
+    }
+    joined.push(SEP);
+    assert_eq!(&joined, whole);
 }
 
 #[test]
 fn the_control_tokens_of_the_model_cannot_be_typed() {
     for typed in ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"] {
         let tokenized = tokenizer(256).tokenize(&normalize(&format!("late {typed} truck"))).unwrap();
-        let inner = &tokenized.input_ids[1..tokenized.input_ids.len() - 1];
+        let window = &tokenized.windows[0];
+        let inner = &window[1..window.len() - 1];
         assert!(inner.iter().all(|id| !matches!(id, 0 | 100..=103)), "{typed} became {inner:?}");
         assert_eq!((inner[0], inner[inner.len() - 1]), (2397, 4744));
     }
@@ -92,7 +114,7 @@ async fn the_threads_give_what_the_tokenizer_gives() {
 fn files_that_would_mislead_are_refused() {
     #[track_caller]
     fn check(tokenizer_json: &[u8], max_tokens: usize, is_expected: fn(&TextError) -> bool) {
-        let error = Tokenizer::from_bytes(tokenizer_json, max_tokens).unwrap_err();
+        let error = Tokenizer::from_bytes(tokenizer_json, max_tokens, 16).unwrap_err();
         assert!(is_expected(&error), "{error:?}");
     }
 
@@ -102,5 +124,6 @@ fn files_that_would_mislead_are_refused() {
 
     check(b"{", 256, |error| matches!(error, TextError::InvalidTokenizer(_)));
     check(&without_template, 256, |error| matches!(error, TextError::UnsupportedTokenizer { n_tokens: 0 }));
+    assert!(matches!(Tokenizer::from_bytes(&TOKENIZER_JSON, 256, 0), Err(TextError::NoWindows)));
     check(&TOKENIZER_JSON, 2, |error| matches!(error, TextError::MaxTokensTooSmall { max_tokens: 2 }));
 }

@@ -65,6 +65,7 @@ pub fn fit_calibration(examples: &[&HeldOut]) -> Calibration {
         lexical_weight,
         dense_weight,
         uniform_share: 0.0,
+        longest_text: examples.iter().map(|example| example.tokens.total).max().unwrap_or(0),
         novelty_threshold: 1.0,
         secondary_level: DEFAULT_SECONDARY_LEVEL,
         secondary: Logistic { intercept: 0.0, coefficients: [0.0; N_SECONDARY_FEATURES] },

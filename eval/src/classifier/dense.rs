@@ -51,8 +51,8 @@ pub struct DenseTrainer {
     texts: Vec<(NormalizedText, TokenizedText)>,
     labels: Vec<Label>,
     n_types: usize,
-    /// Embeddings of every text by the frozen encoder, where it stays frozen.
-    frozen: Option<Vec<Vec<f32>>>,
+    /// Embeddings of every text's windows by the encoder as it is, where it stays frozen.
+    frozen: Option<Vec<Vec<Vec<f32>>>>,
     params: HeadParams,
     fine_tune: FineTuneParams,
     seed: u64,
@@ -73,7 +73,7 @@ impl DenseTrainer {
             EncoderTraining::Frozen => {
                 let cache = args.work.as_ref().map(|work| work.join("embeddings.safetensors"));
                 let encoded = encode_texts(&encoder, texts, cache.as_deref())?;
-                Some(encoded.into_iter().map(|text| text.embedding).collect())
+                Some(encoded.into_iter().map(|text| text.embeddings).collect())
             }
         };
         let texts = tokenize(&encoder, texts)?;
@@ -100,11 +100,12 @@ impl DenseTrainer {
     /// As [`fine_tune`].
     pub fn fit(&self, name: &str, examples: &[usize]) -> Result<Dense> {
         if let Some(embeddings) = &self.frozen {
-            let rows: Vec<&[f32]> = examples.iter().map(|&idx| embeddings[idx].as_slice()).collect();
+            let rows: Vec<&[f32]> = examples.iter().map(|&idx| embeddings[idx][0].as_slice()).collect();
             let labels: Vec<&Label> = examples.iter().map(|&idx| &self.labels[idx]).collect();
             return Ok(Dense { head: fit_dense(&rows, &labels, self.n_types, &self.params)?, adapter: None });
         }
-        let training = |&idx: &usize| TrainingText { input_ids: &self.texts[idx].1.input_ids, label: &self.labels[idx] };
+        // A long text is trained on by its first window; its label speaks of no other in particular.
+        let training = |&idx: &usize| TrainingText { input_ids: &self.texts[idx].1.windows[0], label: &self.labels[idx] };
         let texts: Vec<TrainingText> = examples.iter().map(training).collect();
         let checkpoint = self.work.as_ref().map(|work| CheckpointFile {
             path: work.join(format!("{}.checkpoint", name.replace(' ', "-"))),
@@ -123,19 +124,20 @@ impl DenseTrainer {
         Ok(Dense { head, adapter: Some(adapter.to_safetensors()?) })
     }
 
-    /// Embeddings of these examples by the encoder of `dense`, as it will serve: with its factors rounded to half precision.
+    /// Embeddings of the windows of these examples by the encoder of `dense`, as it will serve: with its factors rounded to half precision.
     ///
     /// # Errors
     /// An encoder that fails.
-    pub fn embed(&self, dense: &Dense, examples: &[usize]) -> Result<Vec<Vec<f32>>> {
+    pub fn embed(&self, dense: &Dense, examples: &[usize]) -> Result<Vec<Vec<Vec<f32>>>> {
         if let Some(embeddings) = &self.frozen {
             return Ok(examples.iter().map(|&idx| embeddings[idx].clone()).collect());
         }
         let adapter = dense.adapter.as_deref().context("an encoder that learnt has an adapter")?;
         let mut engine = CandleEncoder::load(&self.encoder.config, &self.encoder.weights)?;
         engine.merge(&Adapter::from_safetensors(adapter)?)?;
-        let texts: Vec<&TokenizedText> = examples.iter().map(|&idx| &self.texts[idx].1).collect();
-        embed(&engine, &texts)
+        let windows: Vec<&[u32]> = examples.iter().flat_map(|&idx| &self.texts[idx].1.windows).map(Vec::as_slice).collect();
+        let mut embeddings = embed(&engine, &windows)?.into_iter();
+        Ok(examples.iter().map(|&idx| embeddings.by_ref().take(self.texts[idx].1.windows.len()).collect()).collect())
     }
 }
 

@@ -221,8 +221,8 @@ impl<'a> Training<'a> {
             let held_out = self.folds.held_out(fold);
             let embeddings = self.dense.embed(&dense, &held_out)?;
             let heads = Heads::new(lexicon, head, dense.head)?;
-            for ((idx, floor), embedding) in held_out.into_iter().zip(floor).zip(embeddings) {
-                let raw = heads.raw_scores(self.dense.text(idx), &embedding);
+            for ((idx, floor), windows) in held_out.into_iter().zip(floor).zip(embeddings) {
+                let raw = heads.raw_scores(self.dense.text(idx), &windows);
                 let Label { class, secondary } = self.dense.label(idx).clone();
                 let held_out = HeldOut { raw, tokens: self.dense.tokens(idx), class, secondary };
                 outcomes[idx] = Some(Outcome { held_out, floor });

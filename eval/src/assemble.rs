@@ -98,8 +98,7 @@ pub fn assemble(
 }
 
 fn manifest(directory: &Path, encoder: &Path, identity: Identity, data: &[PathBuf]) -> Result<Manifest> {
-    let required =
-        [bundle::TAXONOMY, bundle::CLASSIFIER_CONFIG, bundle::CLASSIFIER_WEIGHTS, bundle::THRESHOLDS, bundle::ACTIONS];
+    let required = [bundle::TAXONOMY, bundle::CLASSIFIER_CONFIG, bundle::CLASSIFIER_WEIGHTS, bundle::THRESHOLDS, bundle::ACTIONS];
     let optional = [
         bundle::ENCODER_ADAPTER,
         bundle::RISK_FEATURES,
@@ -141,9 +140,10 @@ fn golden_cases(directory: &Path, manifest: &Manifest, events: Vec<(String, Even
 
 /// An action model in which every case goes to a person.
 fn hand_over_only(taxonomy: &Taxonomy) -> Result<String> {
-    let mut text = "# Written by `sluice-eval assemble`: no action model was trained, so every case is handed over to a person.\n\n\
+    let mut text =
+        "# Written by `sluice-eval assemble`: no action model was trained, so every case is handed over to a person.\n\n\
                     [settings]\nunsupported_factor = 0.8\nminimum_score = 0.05\nvalue_weight = 0.15\ncurrency = \"USD\"\n"
-        .to_owned();
+            .to_owned();
     for action in &taxonomy.actions {
         write!(text, "\n[[action]]\ncode = {:?}\neffectiveness = 0.0\ncost = 0.0\n", action.code)?;
     }

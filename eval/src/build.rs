@@ -11,9 +11,11 @@ use sluice::bundle;
 use sluice::event::EventWire;
 
 use crate::assemble::{Identity, assemble};
-use crate::classifier::heads::HeadParams;
 use crate::classifier::dense::EncoderTraining;
+use crate::classifier::heads::HeadParams;
+use crate::classifier::report::TrainingReport;
 use crate::dataset::Columns;
+use crate::evaluate::baseline::Baseline;
 use crate::finetune::FineTuneParams;
 use crate::{actions, classifier, risk, simulate};
 
@@ -46,6 +48,9 @@ pub struct Args {
     /// Cases to simulate for the risk models.
     #[arg(long, default_value_t = 40_000)]
     pub cases: usize,
+    /// Figures that the held-out predictions must hold; looked at once everything is written.
+    #[arg(long, default_value = "eval/baselines/default.toml")]
+    pub baseline: PathBuf,
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
     /// Where simulated cases and cached embeddings go.
@@ -56,13 +61,13 @@ pub struct Args {
 /// Rebuilds the bundle.
 ///
 /// # Errors
-/// The first step that failed; the manifest is then absent or unchanged.
+/// The first step that failed; the manifest is then absent or unchanged. A figure that misses the baseline, with the bundle written.
 pub fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("`{}` cannot be created", args.scratch.display()))?;
     let narratives = files_in(&args.training_data.join("narratives"), "jsonl")?;
     let encoder = args.out.join(&args.encoder);
 
-    train_classifier(args, &narratives, &encoder)?;
+    let report = train_classifier(args, &narratives, &encoder)?;
     train_risk(args)?;
     actions::run(&actions::Args {
         data: narratives.clone(),
@@ -84,11 +89,12 @@ pub fn run(args: &Args) -> Result<()> {
         command: "cargo run --release -p sluice-eval -- build".to_owned(),
         seed: args.seed,
     };
-    assemble(&args.out, &args.encoder, identity, &narratives, events.collect::<Result<_>>()?)
+    assemble(&args.out, &args.encoder, identity, &narratives, events.collect::<Result<_>>()?)?;
+    Baseline::read(&args.baseline)?.check(&report.held_out)
 }
 
 /// As `sluice-eval train classifier` with its defaults.
-fn train_classifier(args: &Args, narratives: &[PathBuf], encoder: &Path) -> Result<()> {
+fn train_classifier(args: &Args, narratives: &[PathBuf], encoder: &Path) -> Result<TrainingReport> {
     let report = classifier::train::train(&classifier::train::Args {
         columns: Columns::of(narratives.to_vec()),
         taxonomy: Some(args.out.join(bundle::TAXONOMY)),
@@ -105,7 +111,7 @@ fn train_classifier(args: &Args, narratives: &[PathBuf], encoder: &Path) -> Resu
         seed: args.seed,
     })?;
     tracing::info!(%report, "trained the classifier");
-    Ok(())
+    Ok(report)
 }
 
 fn train_risk(args: &Args) -> Result<()> {

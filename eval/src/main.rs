@@ -30,7 +30,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Model {
     /// Heads, calibration, novelty and thresholds from labelled texts.
-    Classifier(classifier::train::Args),
+    Classifier(Box<classifier::train::Args>),
     /// Boosted trees from any table, written as ONNX.
     Risk(risk::Args),
     /// Which action a competent operator accepts, by type.
@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().command {
-        Command::Train { model: Model::Classifier(args) } => classifier::train::run(args),
+        Command::Train { model: Model::Classifier(args) } => classifier::train::run(*args),
         Command::Train { model: Model::Risk(args) } => print(&serde_json::to_string_pretty(&risk::run(&args)?)?),
         Command::Train { model: Model::Actions(args) } => print(&actions::run(&args)?),
         Command::Assemble(args) => assemble::run(&args),

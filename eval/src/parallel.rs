@@ -16,7 +16,9 @@ pub fn in_parallel<T: Sync, R: Send>(parts: &[T], work: impl Fn(&T) -> Result<R>
     std::thread::scope(|scope| {
         for _ in 0..n_threads {
             scope.spawn(|| {
-                while let Some((idx, part)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|idx| Some((idx, parts.get(idx)?))) {
+                while let Some((idx, part)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|idx| Some((idx, parts.get(idx)?)))
+                {
                     let result = work(part);
                     done.lock().unwrap_or_else(PoisonError::into_inner)[idx] = Some(result);
                 }

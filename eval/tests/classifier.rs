@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Parser;
 use sluice::encoder::CandleEncoder;
 use sluice::taxonomy::UNRECOGNIZED;
+use sluice_eval::assemble;
 use sluice_eval::classifier::heads::Label;
 use sluice_eval::classifier::train;
 use sluice_eval::evaluate;
@@ -41,6 +42,12 @@ fn data() -> String {
 struct Train {
     #[command(flatten)]
     args: train::Args,
+}
+
+#[derive(Parser)]
+struct Assemble {
+    #[command(flatten)]
+    args: assemble::Args,
 }
 
 #[derive(Parser)]
@@ -98,6 +105,17 @@ fn check_training(training: &[&str], more_files: &[&str]) {
         let read = |out: &str| std::fs::read(dir.path().join(out).join(file)).unwrap();
         assert!(read("bundle") == read("again"), "`{file}` differs between two runs with one seed");
     }
+
+    let mut words = vec!["assemble".to_owned()];
+    words.extend(columns(dir.path()));
+    let (encoder_path, out) = (encoder(), dir.path().join("bundle"));
+    for (flag, value) in [("--encoder-path", encoder_path.as_os_str()), ("--bundle", out.as_os_str()), ("--name", "codes".as_ref())]
+    {
+        words.extend([flag.to_owned(), value.to_str().unwrap().to_owned()]);
+    }
+    assemble::run(&Assemble::parse_from(words).args).unwrap();
+    let loaded = sluice::bundle::load(&out).unwrap();
+    assert_eq!((loaded.golden.len(), loaded.encoder.adapter.is_some()), (10, !more_files.is_empty()));
 
     let baseline = dir.path().join("baseline.toml");
     let mut words = vec!["evaluate".to_owned()];

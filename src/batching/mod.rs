@@ -92,11 +92,7 @@ pub struct Encoded {
 ///
 /// # Errors
 /// The first batch's [`EncoderError`] that occurs; sequence indices in it count within that batch.
-pub fn encode_all(
-    encoder: &mut dyn Encoder,
-    sequences: &[&[u32]],
-    max_batch_tokens: usize,
-) -> Result<Vec<Vec<f32>>, EncoderError> {
+pub fn encode_all(encoder: &mut dyn Encoder, sequences: &[&[u32]], max_batch_tokens: usize) -> Result<Vec<Vec<f32>>, EncoderError> {
     let mut embeddings = Vec::with_capacity(sequences.len());
     let mut rest = sequences;
     while !rest.is_empty() {

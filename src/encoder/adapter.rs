@@ -66,7 +66,8 @@ impl Adapter {
         };
         let mut layers = Vec::with_capacity(n_layers);
         for layer_idx in first_layer..first_layer + n_layers {
-            let mut low_rank = |part| Ok::<_, EncoderError>(LowRank { a: take(layer_idx, part, "a")?, b: take(layer_idx, part, "b")? });
+            let mut low_rank =
+                |part| Ok::<_, EncoderError>(LowRank { a: take(layer_idx, part, "a")?, b: take(layer_idx, part, "b")? });
             let [qkv, attention_output, intermediate, output] = LAYER_PARTS.map(&mut low_rank);
             layers.push([qkv?, attention_output?, intermediate?, output?]);
         }

@@ -128,7 +128,7 @@ fn sum_rows_body(values: &[f32], sum: &mut [f32]) {
 
 #[inline(always)]
 fn gelu_backward_body(values: &[f32], gradient: &mut [f32]) {
-    const FRAC_1_SQRT_2PI: f32 = 0.398_942_28;
+    const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
     for (gradient, &x) in gradient.iter_mut().zip(values) {
         let cumulative = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
         *gradient *= cumulative + x * exp(-0.5 * x * x) * FRAC_1_SQRT_2PI;

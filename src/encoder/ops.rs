@@ -603,7 +603,8 @@ mod tests {
         let outs = cu_seqlens.windows(2).map(|bounds| {
             let length = bounds[1] - bounds[0];
             let heads = qkv.narrow(0, bounds[0], length).unwrap().reshape((length, 3, n_heads, head_size)).unwrap();
-            let part = |idx: usize| heads.narrow(1, idx, 1).unwrap().squeeze(1).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
+            let part =
+                |idx: usize| heads.narrow(1, idx, 1).unwrap().squeeze(1).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
             let scores = part(0).matmul(&part(1).t().unwrap().contiguous().unwrap()).unwrap();
             let scores = (scores / (head_size as f64).sqrt()).unwrap().exp().unwrap();
             let probabilities = scores.broadcast_div(&scores.sum_keepdim(2).unwrap()).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! [`Thresholds`] come with the bundle, per type, with their evidence. Policy may ask for more than a threshold (a floor under the
 //! acceptance, a stronger promise), never for less. It refuses a type without a certified threshold, an abstention, a text that is
-//! foreign or was not read to its end, and the absence of a classification.
+//! foreign, speaks of a second problem or was not read to its end, and the absence of a classification.
 
 use serde::Deserialize;
 
@@ -218,6 +218,14 @@ impl GateSettings {
                 Disposition::Review,
                 ReasonCode::BelowThreshold,
                 format!("the acceptance score is under {}, from which an action may be proposed", self.propose_acceptance),
+            ));
+        }
+        if let Some(second) = classification.secondary_types.first() {
+            findings.push(Finding::new(
+                "gate.secondary",
+                Disposition::Propose,
+                ReasonCode::SecondProblem,
+                format!("the text also speaks of `{}`, which one action may not settle", second.r#type),
             ));
         }
         self.compare(classification, thresholds, findings)

@@ -58,6 +58,8 @@ pub enum ReasonCode {
     TypeUnrecognized,
     /// The text is unlike what the classifier was trained on.
     NovelText,
+    /// The text speaks of a second type of problem.
+    SecondProblem,
     /// The acceptance score is under the threshold.
     BelowThreshold,
     /// No threshold with a guarantee exists for this type.

@@ -6,7 +6,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sluice::classifier::calibration::Logistic;
 use sluice::classifier::heads::Linear;
 use sluice::classifier::lexical::{Block, Lexicon, Unit, for_each_gram};
-use sluice::classifier::{DenseHead, Calibration, Classification, Classifier, ClassifierArtefacts, ClassifierError, ClassifierParts, Heads};
+use sluice::classifier::{
+    Calibration, Classification, Classifier, ClassifierArtefacts, ClassifierError, ClassifierParts, DenseHead, Heads,
+};
 use sluice::taxonomy::{Taxonomy, UNRECOGNIZED};
 use sluice::text::{TokenCount, normalize};
 

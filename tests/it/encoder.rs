@@ -179,7 +179,8 @@ fn adapter(encoder: &CandleEncoder, n_layers: usize, rank: usize) -> Adapter {
 
 #[test]
 fn a_merged_adapter_serves_what_was_trained() {
-    let batch = PackedBatch::from_sequences([&[101, 2460, 4060, 102][..], &[101, 3460, 102], &[101, 2003, 2009, 5151, 102]]).unwrap();
+    let batch =
+        PackedBatch::from_sequences([&[101, 2460, 4060, 102][..], &[101, 3460, 102], &[101, 2003, 2009, 5151, 102]]).unwrap();
     let plain = ENCODER.clone().encode(&batch).unwrap();
     for n_layers in [1, 6] {
         let adapter = adapter(&ENCODER, n_layers, 8);

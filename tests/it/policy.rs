@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
-use sluice::classifier::Classification;
+use sluice::classifier::{Candidate, Classification};
 use sluice::event::{Customer, Facts, Order, OrderLine};
 use sluice::policy::{self, DEFAULT_POLICY, Disposition, Policy, PolicyInput, Reason, ReasonCode, Thresholds, Verdict};
 use sluice::risk::{Band, Priority, RevenueAtRisk, Risk, SlaBreach};
@@ -124,6 +124,21 @@ fn the_default_policy_decides_its_own_cases_as_it_says() {
     assert_eq!(report.failures, []);
     assert!(report.n_cases >= 25, "{} cases", report.n_cases);
     assert_eq!(default_policy().version(), report.version);
+}
+
+#[test]
+fn the_policy_of_the_guide_fits_any_taxonomy() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guides/hand-over.toml")).unwrap();
+    let own = r#"
+        version = "1"
+        type = [{ code = "K01", name = "One", definition = "The first.", owner = "operations" }]
+        action = [{ code = "manual_review", name = "Hand over", reversible = true }]
+        owner = [{ code = "operations" }]
+    "#;
+    for taxonomy in [Taxonomy::from_toml(own).unwrap(), self::taxonomy()] {
+        let report = policy::check(&text, &taxonomy).unwrap();
+        assert_eq!((report.failures, report.n_cases), (Vec::new(), 1));
+    }
 }
 
 #[test]
@@ -298,6 +313,18 @@ fn a_score_that_is_not_a_number_is_held() {
     check(|case| case.classification.as_mut().unwrap().novelty = f64::NAN);
     check(|case| case.risk = Some(risk(Band::Low, Some(f64::NAN))));
     check(|case| case.order().value = Some(f64::NAN));
+}
+
+#[test]
+fn a_text_that_speaks_of_a_second_problem_is_not_settled_by_one_action() {
+    let mut case = Case::harmless();
+    assert_eq!(case.verdict(&default_policy(), &taxonomy(), &thresholds()).disposition, Disposition::AutoResolve);
+    let second = Candidate { r#type: "compliance_hold".to_owned(), score: 0.4 };
+    case.classification.as_mut().unwrap().secondary_types = vec![second];
+    let verdict = case.verdict(&default_policy(), &taxonomy(), &thresholds());
+    assert_eq!(verdict.disposition, Disposition::Propose);
+    assert_eq!(verdict.reasons[0].code, ReasonCode::SecondProblem);
+    assert!(verdict.reasons[0].detail.contains("compliance_hold"));
 }
 
 /// Facts whose absence a house may declare harmless.

@@ -60,13 +60,7 @@ pub struct DenseTrainer {
 }
 
 impl DenseTrainer {
-    pub(super) fn new(
-        args: &Args,
-        encoder: EncoderFiles,
-        texts: &[&str],
-        labels: Vec<Label>,
-        n_types: usize,
-    ) -> Result<Self> {
+    pub(super) fn new(args: &Args, encoder: EncoderFiles, texts: &[&str], labels: Vec<Label>, n_types: usize) -> Result<Self> {
         let engine = CandleEncoder::load(&encoder.config, &encoder.weights)?;
         let frozen = match args.encoder {
             EncoderTraining::FineTuned => None,

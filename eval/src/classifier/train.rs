@@ -387,13 +387,7 @@ fn write_predictions(path: &Path, dataset: &Dataset, types: &[String], scored: &
     std::fs::write(path, lines).with_context(|| format!("`{}` cannot be written", path.display()))
 }
 
-fn write(
-    args: &Args,
-    taxonomy: &Taxonomy,
-    parts: ClassifierParts,
-    adapter: Option<&[u8]>,
-    report: &TrainingReport,
-) -> Result<()> {
+fn write(args: &Args, taxonomy: &Taxonomy, parts: ClassifierParts, adapter: Option<&[u8]>, report: &TrainingReport) -> Result<()> {
     let out: &Path = &args.out;
     let (config, weights) = parts.write()?;
     // What was written must be what serves, so it is loaded as the service would before it lands in the bundle.

@@ -10,7 +10,7 @@ use rand_distr::{Distribution, Normal};
 use rand_pcg::Pcg64;
 use sluice::classifier::DenseHead;
 use sluice::classifier::heads::Linear;
-use sluice::encoder::{Adapter, AdaptedWeights, CandleEncoder, LAYER_PARTS, LowRank};
+use sluice::encoder::{AdaptedWeights, Adapter, CandleEncoder, LAYER_PARTS, LowRank};
 
 use super::{FineTuneParams, FineTuned};
 use crate::classifier::heads::{Label, map_outputs, targets_of};

@@ -30,12 +30,7 @@ pub trait Progress: Sync {
 ///
 /// # Errors
 /// A text that the encoder refuses, a checkpoint that cannot be read or written.
-pub fn fine_tune(
-    encoder: &CandleEncoder,
-    texts: &[TrainingText<'_>],
-    run: &Run,
-    progress: &dyn Progress,
-) -> Result<FineTuned> {
+pub fn fine_tune(encoder: &CandleEncoder, texts: &[TrainingText<'_>], run: &Run, progress: &dyn Progress) -> Result<FineTuned> {
     let params = &run.params;
     let model = Model::new(encoder, run.n_types, params, run.outlier_weight, run.seed)?;
     let mut optimizer = AdamW::new(model.variables(), params.weight_decay);
@@ -82,7 +77,11 @@ fn type_centres(model: &Model<'_>, cache: &Cache, labels: &[&Label], n_types: us
         model.embed(&hidden_states, &cu_seqlens, &weights)
     })?;
     let rows = parts.iter().zip(&embedded).flat_map(|(part, rows)| {
-        part.texts.iter().map(|&text| labels[text].class).zip(rows.chunks_exact(cache.hidden_size())).map(|(class, row)| (row, class))
+        part.texts
+            .iter()
+            .map(|&text| labels[text].class)
+            .zip(rows.chunks_exact(cache.hidden_size()))
+            .map(|(class, row)| (row, class))
     });
     Ok(centres(rows, cache.hidden_size(), n_types))
 }
@@ -145,8 +144,7 @@ fn save(run: &str, epoch: usize, model: &Model<'_>, optimizer: &AdamW) -> Result
 
 fn restore(checkpoint: Checkpoint, model: &Model<'_>, optimizer: &mut AdamW) -> Result<usize> {
     optimizer.step = checkpoint.step;
-    for ((variable, moments), [values, first, second]) in
-        model.variables().iter().zip(&mut optimizer.moments).zip(checkpoint.state)
+    for ((variable, moments), [values, first, second]) in model.variables().iter().zip(&mut optimizer.moments).zip(checkpoint.state)
     {
         variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?;
         *moments = (first, second);

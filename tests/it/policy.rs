@@ -135,7 +135,7 @@ fn the_policy_of_the_guide_fits_any_taxonomy() {
         action = [{ code = "manual_review", name = "Hand over", reversible = true }]
         owner = [{ code = "operations" }]
     "#;
-    for taxonomy in [Taxonomy::from_toml(own).unwrap(), self::taxonomy()] {
+    for taxonomy in [Taxonomy::from_toml(own).unwrap(), taxonomy()] {
         let report = policy::check(&text, &taxonomy).unwrap();
         assert_eq!((report.failures, report.n_cases), (Vec::new(), 1));
     }

@@ -126,9 +126,12 @@ async fn a_long_text_is_scored_as_a_short_one_is() {
     let classification = decide(&pipeline, &event).await.decision.classification.unwrap();
     let read = pipeline.tokenizer.tokenize(narrative, None).await.unwrap();
     assert!(read.text.as_str().len() > 1_024, "it is long enough for a thread of its own");
-    let window = read.tokens.windows.into_iter().next().unwrap();
-    let embedding = pipeline.encoder.encode(window, None).await.unwrap().embedding;
-    let alone = pipeline.models.classifier.classify(&read.text, read.tokens.count, &[embedding]);
+    assert!(read.tokens.windows.len() > 1);
+    let mut embeddings = Vec::new();
+    for window in read.tokens.windows {
+        embeddings.push(pipeline.encoder.encode(window, None).await.unwrap().embedding);
+    }
+    let alone = pipeline.models.classifier.classify(&read.text, read.tokens.count, &embeddings);
     assert_eq!(alone.r#type, classification.r#type);
     assert!((alone.score - classification.score).abs() <= 1e-4);
 }
@@ -158,11 +161,23 @@ async fn a_text_that_was_cut_says_so_and_goes_to_a_person() {
     let pipeline = pipeline().await;
     check_released(&pipeline).await;
     let mut event = releasable();
-    event["narrative"] = json!(format!("{} ", event["narrative"].as_str().unwrap()).repeat(10));
+    event["narrative"] = json!(format!("{} ", event["narrative"].as_str().unwrap()).repeat(120));
     let decision = decide(&pipeline, &event).await.decision;
     check_held(&decision, ReasonCode::TextTruncated);
     let tokens = decision.classification.unwrap().tokens;
     assert!(tokens.used < tokens.total);
+}
+
+#[tokio::test]
+async fn a_text_longer_than_any_that_was_certified_is_read_whole_and_goes_to_a_person() {
+    let pipeline = pipeline().await;
+    check_released(&pipeline).await;
+    let mut event = releasable();
+    event["narrative"] = json!(format!("{} ", event["narrative"].as_str().unwrap()).repeat(20));
+    let decision = decide(&pipeline, &event).await.decision;
+    check_held(&decision, ReasonCode::BelowThreshold);
+    let tokens = decision.classification.unwrap().tokens;
+    assert!(tokens.used == tokens.total && tokens.total > 500);
 }
 
 #[tokio::test]

@@ -172,7 +172,7 @@ fn load(config: &Value, tensors: &HashMap<String, Tensor>) -> Result<CandleEncod
 
 /// Factors of the last `n_layers` blocks, small enough not to swamp the weights.
 fn adapter(encoder: &CandleEncoder, n_layers: usize, rank: usize) -> Adapter {
-    let factor = |shape: (usize, usize)| Tensor::randn(0.0_f32, 0.03, shape, &Device::Cpu).unwrap();
+    let factor = |shape: (usize, usize)| Tensor::randn(0.0_f32, 0.1, shape, &Device::Cpu).unwrap();
     let layer = |_| encoder.layer_shapes().map(|(n_in, n_out)| LowRank { a: factor((n_in, rank)), b: factor((rank, n_out)) });
     Adapter::new(encoder.config().num_hidden_layers - n_layers, (0..n_layers).map(layer).collect())
 }

@@ -61,6 +61,35 @@ fn without(name: &str) -> Value {
 }
 
 #[tokio::test]
+async fn an_explanation_names_what_carried_the_answer_and_is_asked_for() {
+    let api = shared();
+    let mut event = event();
+    event["narrative"] = json!(
+        "Good morning from the dock. The customer's credit limit is exceeded and finance has blocked the order. Have a nice day."
+    );
+    let plain = api.post_ok("/v1/classify", &event).await;
+    assert_eq!(plain["classification"].get("explanation"), None);
+
+    let explained = api.post_ok("/v1/classify?explain=true", &event).await;
+    assert_eq!(explained["classification"]["candidates"], plain["classification"]["candidates"]);
+    let explanation = &explained["classification"]["explanation"];
+    assert_eq!(explanation["type"], plain["classification"]["candidates"][0]["type"]);
+    let segments = explanation["segments"].as_array().unwrap();
+    let texts: Vec<&str> = segments.iter().map(|segment| segment["text"].as_str().unwrap()).collect();
+    assert_eq!(texts.join(" "), event["narrative"].as_str().unwrap());
+    let weight = |idx: usize| segments[idx]["weight"].as_f64().unwrap();
+    assert!(weight(1) > weight(0) && weight(1) > weight(2), "{explanation}");
+
+    event["id"] = json!(unique_id());
+    let decided = api.post_ok("/v1/recommend?explain=true", &event).await;
+    assert_eq!(decided["classification"]["explanation"]["segments"].as_array().map(Vec::len), Some(3));
+    for query in ["explain=maybe", "explain", "explain=true&explain=true", "expl=true"] {
+        let answer = api.post(&format!("/v1/classify?{query}"), &event).await;
+        assert_eq!((answer.status, answer.problem().field.as_deref()), (422, Some("query")), "{query}");
+    }
+}
+
+#[tokio::test]
 async fn bad_input_is_a_problem_that_names_the_field() {
     let api = shared();
     let rows = [

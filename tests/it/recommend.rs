@@ -198,7 +198,7 @@ fn facts_rule_actions_out_and_say_why() {
     check(shortfall, "backorder_line", |_| {}, None);
     let unplanned = |facts: &mut Facts| (line(facts).replenishment_at, line(facts).replenishment_confirmed) = (None, Some(false));
     check(shortfall, "backorder_line", unplanned, Some(because));
-    check(shortfall, "hold_for_complete", unplanned, Some(because));
+    check("delivery_constraint", "hold_for_complete", unplanned, Some(because));
     check(shortfall, "backorder_line", |facts| line(facts).replenishment_confirmed = Some(false), None);
     let substitution = "backorder_substitution";
     check(substitution, "substitute_item", |_| {}, None);

@@ -80,6 +80,7 @@ pub fn run(args: Args) -> Result<()> {
 pub fn train(args: &Args) -> Result<TrainingReport> {
     ensure!(0.0 < args.max_error && args.max_error < 1.0, "`--max-error` lies between 0 and 1");
     ensure!(0.0 < args.confidence && args.confidence < 1.0, "`--confidence` lies between 0 and 1");
+    args.fine_tune.check()?;
     let dataset = Dataset::read(&args.columns)?;
     let taxonomy = taxonomy(args, &dataset)?;
     let training = Training::new(args, &dataset, &taxonomy)?;

@@ -47,7 +47,7 @@ pub(super) fn batches(cache: &Cache, params: &FineTuneParams, seed: u64, epoch: 
     let mut rng = Pcg64::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(epoch as u64));
     let mut order: Vec<usize> = (0..cache.n_texts()).collect();
     order.shuffle(&mut rng);
-    order.chunks(params.batch_size.max(1)).map(|batch| micro_batches(cache, batch, params, &mut rng)).collect()
+    order.chunks(params.batch_size).map(|batch| micro_batches(cache, batch, params, &mut rng)).collect()
 }
 
 /// Every text once, whole, in order.

@@ -1,4 +1,4 @@
-//! The loop: epochs over batches, gradients on several threads, early stopping, checkpoints.
+//! The loop: epochs over batches, gradients on several threads, a checkpoint after every epoch.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -29,9 +29,10 @@ pub trait Progress: Sync {
 /// Fine-tunes an encoder on these texts.
 ///
 /// # Errors
-/// A text that the encoder refuses, a checkpoint that cannot be read or written.
+/// Parameters out of range, a text that the encoder refuses, a checkpoint that cannot be read or written.
 pub fn fine_tune(encoder: &CandleEncoder, texts: &[TrainingText<'_>], run: &Run, progress: &dyn Progress) -> Result<FineTuned> {
     let params = &run.params;
+    params.check()?;
     let model = Model::new(encoder, run.n_types, params, run.outlier_weight, run.seed)?;
     let mut optimizer = AdamW::new(model.variables(), params.weight_decay);
     let mut first_epoch = 0;
@@ -44,7 +45,7 @@ pub fn fine_tune(encoder: &CandleEncoder, texts: &[TrainingText<'_>], run: &Run,
     }
     let cache = Cache::new(encoder, texts, model.first_layer(), params.training_tokens, &|n_texts| progress.prepared(n_texts))?;
     let labels: Vec<&Label> = texts.iter().map(|text| text.label).collect();
-    let n_steps = texts.len().div_ceil(params.batch_size.max(1)) * params.epochs;
+    let n_steps = texts.len().div_ceil(params.batch_size) * params.epochs;
     for epoch in first_epoch..params.epochs {
         let (mut loss, mut n_seen) = (0.0, 0);
         for batch in batches(&cache, params, run.seed, epoch) {

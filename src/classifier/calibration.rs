@@ -40,6 +40,8 @@ pub struct Calibration {
     /// Tokens of the longest text that this was fitted on. Of a longer one nothing was certified, so its acceptance falls with what
     /// goes beyond.
     pub longest_text: usize,
+    /// Share of known words under which a text is foreign, whatever its type looks like: another language, or no language.
+    pub least_known_words: f64,
     /// Novelty over which the service abstains.
     pub novelty_threshold: f64,
     /// Probability of being secondary from which a type is shown as such.
@@ -111,6 +113,9 @@ impl Calibration {
 
     /// How unlike the training texts the text is, 0 (familiar) to 1 (foreign).
     pub fn novelty(&self, raw: &RawScores, probabilities: &[f64]) -> f64 {
+        if f64::from(raw.health.known_words) < self.least_known_words {
+            return 1.0;
+        }
         self.novelty.probability(&novelty_features(raw, probabilities))
     }
 
@@ -128,6 +133,7 @@ impl Calibration {
         weight(self.lexical_weight)
             && weight(self.dense_weight)
             && (0.0..1.0).contains(&self.uniform_share)
+            && unit(self.least_known_words)
             && unit(self.novelty_threshold)
             && unit(self.secondary_level)
             && self.secondary.is_sound(&SECONDARY_SIGNS)
@@ -243,6 +249,7 @@ mod tests {
             dense_weight: 0.5,
             uniform_share: 0.0,
             longest_text: 300,
+            least_known_words: 0.1,
             novelty_threshold: 0.5,
             secondary_level: 0.2,
             secondary: Logistic { intercept: 0.0, coefficients: [1.0, 1.0, 0.0] },
@@ -287,6 +294,14 @@ mod tests {
         let probabilities = bounded.probabilities(&raw);
         assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         assert!((probabilities[0] - 0.98).abs() < 1e-12 && (probabilities[1] - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_text_of_unknown_words_is_foreign_however_sure_its_type() {
+        let calibration = calibration();
+        let raw = raw(-9.0, 0.09);
+        let probabilities = calibration.probabilities(&raw);
+        assert_eq!(calibration.novelty(&raw, &probabilities), 1.0);
     }
 
     #[test]

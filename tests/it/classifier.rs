@@ -60,7 +60,8 @@ fn parts() -> ClassifierParts {
             lexical_weight: 1.0,
             dense_weight: 0.5,
             uniform_share: 0.001,
-            longest_text: 200,
+            longest_text: 400,
+            least_known_words: 0.0,
             novelty_threshold: 0.6,
             secondary_level: 0.3,
             secondary: Logistic { intercept: 0.0, coefficients: [1.0, 0.0, 0.0] },
@@ -189,8 +190,8 @@ fn what_does_not_fit_is_refused() {
     const INFINITY: [u8; 2] = [0x00, 0x7c];
     const NAN: [u8; 2] = [0x01, 0x7e];
 
-    check(replace("format = 1", "format = 2"), "UnsupportedFormat");
-    check(replace("format = 1", "format = 1\nunknown = 3"), "Config");
+    check(replace("format = 2", "format = 1"), "UnsupportedFormat");
+    check(replace("format = 2", "format = 2\nunknown = 3"), "Config");
     check(replace("lexical_weight = 1.0", "lexical_weight = nan"), "UnsoundCalibration");
     check(replace("dense_weight = 0.5", "dense_weight = -0.5"), "UnsoundCalibration");
     check(replace("novelty_threshold = 0.6", "novelty_threshold = 1.5"), "UnsoundCalibration");

@@ -11,6 +11,9 @@ use super::logistic::fit_logistic;
 /// Level of secondary types where no example has any.
 const DEFAULT_SECONDARY_LEVEL: f64 = 0.25;
 
+/// Types less likely than this to be a second problem are not shown as one.
+const MIN_SECONDARY_LEVEL: f64 = 0.1;
+
 /// What an in-scope text lost to an abstention weighs against an out-of-scope text let through. Two to one: the gate still
 /// stands behind a text let through, nothing stands behind an abstention but a person's time.
 const COVERAGE_WEIGHT: f64 = 2.0;
@@ -66,6 +69,7 @@ pub fn fit_calibration(examples: &[&HeldOut]) -> Calibration {
         dense_weight,
         uniform_share: 0.0,
         longest_text: examples.iter().map(|example| example.tokens.total).max().unwrap_or(0),
+        least_known_words: least_known_words(examples),
         novelty_threshold: 1.0,
         secondary_level: DEFAULT_SECONDARY_LEVEL,
         secondary: Logistic { intercept: 0.0, coefficients: [0.0; N_SECONDARY_FEATURES] },
@@ -128,6 +132,19 @@ fn fit_weights(examples: &[&HeldOut]) -> (f64, f64) {
         dense = (dense - step(hessian[0] * gradient[1] - hessian[1] * gradient[0])).max(0.0);
     }
     (lexical, dense)
+}
+
+/// Far under what the middle half of the in-scope texts know: an outer fence (Tukey 1977, with the quartile's distance to the median
+/// seven times instead of three, because words are skewed). A second language among the texts moves it little.
+fn least_known_words(examples: &[&HeldOut]) -> f64 {
+    let in_scope = examples.iter().filter(|example| example.class.is_some());
+    let mut known: Vec<f64> = in_scope.map(|example| f64::from(example.raw.health.known_words)).collect();
+    if known.is_empty() {
+        return 0.0;
+    }
+    known.sort_by(f64::total_cmp);
+    let quantile = |share: f64| known[((known.len() - 1) as f64 * share) as usize];
+    (quantile(0.25) - 7.0 * (quantile(0.5) - quantile(0.25))).clamp(0.0, 1.0)
 }
 
 /// The threshold with the largest `2 · share of in-scope texts answered + share of out-of-scope texts caught`.
@@ -201,7 +218,8 @@ fn fit_secondary(calibration: &mut Calibration, examples: &[&HeldOut], probabili
             best = (f1, row.0);
         }
     }
-    calibration.secondary_level = best.1;
+    // Under an even chance of one in ten the list would be mostly wrong.
+    calibration.secondary_level = best.1.max(MIN_SECONDARY_LEVEL);
 }
 
 /// Index of the largest value, the first where several are.
